@@ -1,0 +1,303 @@
+"""The schema of a run: one frozen dataclass per config group, holding types and meanings and no values.
+
+Values live in conf/, in one place each. Hydra merges conf/ and the command line into the schema, which
+refuses unknown keys and wrong types; `parse` then turns the result into these dataclasses, and nothing past
+this module sees OmegaConf. What types cannot say (one key against another) is in `yxanul.validation`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from yxanul.errors import ConfigError
+
+
+class Norm(Enum):
+    rmsnorm = "rmsnorm"
+    layernorm = "layernorm"
+
+
+class FeedForward(Enum):
+    swiglu = "swiglu"
+    gelu = "gelu"
+
+
+class Positions(Enum):
+    rotary = "rotary"
+    learned = "learned"
+
+
+class Dtype(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class TokenizerKind(Enum):
+    hub = "hub"
+    superbpe = "superbpe"
+    bpe = "bpe"
+
+
+class DataKind(Enum):
+    files = "files"
+    stdlib = "stdlib"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ScheduleKind(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    wsd = "wsd"
+
+
+class WandbMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer; the vocabulary comes from the tokenizer."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int  # divides num_heads; fewer is grouped-query attention
+    intermediate_size: int
+    embedding_rank: Optional[int]  # null: a full-rank embedding; both kinds are tied with the head
+    max_seq_len: int  # positions; also the context of evaluation
+    norm: Norm
+    norm_eps: float
+    feed_forward: FeedForward
+    positions: Positions
+    rope_theta: float
+    qk_norm: bool  # RMS-normalize queries and keys per head, without weights
+    init_std: float
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """What the matrix products compute in; weights, optimizer state and loss are always float32."""
+
+    compute_dtype: Dtype
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    kind: TokenizerKind  # hub: a published file; superbpe, bpe: trained on the run's own data
+    path: Optional[str]  # a local tokenizer.json, instead of the hub's
+    repo: Optional[str]  # Hugging Face repository of kind=hub
+    revision: Optional[str]
+    vocab_size: int  # entries including special tokens
+    transition: Optional[int]  # superbpe: vocabulary size at which merges may begin to cross spaces
+    train_bytes: Optional[int]  # superbpe, bpe: bytes of text to train on
+    end_of_text: str  # the special token that begins every document
+    bytes_per_token: float  # measured on the usual text; only the plan's predictions use it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with one sequence length."""
+
+    seq_len: int  # tokens
+    step_tokens: int  # tokens of one optimizer step
+    share: float  # of the run's tokens, 0..1
+    lr_scale: float
+    grad_clip: float  # largest global gradient norm
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    stages: List[Stage]
+    max_step_tokens: Optional[int]  # a cap on every stage's step_tokens, for small machines
+
+
+@dataclass(frozen=True)
+class PeakConfig:
+    """Peak rates of matrix products in TFLOP/s; null: measured when the run starts."""
+
+    fp32: Optional[float]
+    bf16: Optional[float]
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    device: Device
+    memory_gb: Optional[float]  # GiB a run may fill; null: asked of the device
+    peak_tflops: PeakConfig
+    utilization: float  # share of the peak that training is expected to reach; for predicted times only
+    micro_batch: Dict[str, Union[int, str]]  # sequence length -> sequences at once on a device, or "auto"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    kind: DataKind
+    path: Optional[str]  # a file, or a folder of *.parquet, *.jsonl or *.txt
+    text_column: str
+    cache: str  # where tokens, held-out text and trained tokenizers are kept
+    held_out: float  # share of the documents, chosen by their hash, never trained on
+    get_it: Optional[str]  # the command that downloads it, for the error when it is missing
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float  # peak learning rate, before the stage's scale
+    weight_decay: float  # on matrices only
+    betas: List[float]
+    eps: float
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: ScheduleKind
+    warmup: float  # share of the run's tokens
+    decay: float  # wsd: share of the run's tokens, at its end
+    floor: float  # the last learning rate as a share of the peak
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    tokens: int  # the token budget that the stages share
+    steps: Optional[int]  # if set: the budget is what this many steps hold
+    max_bad_steps: int  # stop after this many steps in a row with a non-finite loss or gradient
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    every: Optional[int]  # optimizer steps; null: only at the end
+    bytes: int  # of held-out text, whole documents up to about this much
+    samples: int  # generated at the end
+    sample_tokens: int
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int  # optimizer steps
+    keep: int  # how many of the newest to keep
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: WandbMode  # auto: online if WANDB_API_KEY is set, else off
+    project: str
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    log_every: int  # steps between lines when the console is no terminal
+    tensorboard: bool
+    wandb: WandbConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    precision: PrecisionConfig
+    tokenizer: TokenizerConfig
+    curriculum: CurriculumConfig
+    hardware: HardwareConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig
+    seed: int
+    resume_from_checkpoint: Optional[str]  # a checkpoint folder of another run to start from
+
+
+NOT_IDENTITY = ("hydra", "tracking", "checkpoint")
+"""Groups that change nothing in what a run computes, and so are no part of its name."""
+
+
+def parse(config: DictConfig) -> Config:
+    """The composed configuration as frozen dataclasses, interpolations resolved.
+
+    Raises:
+        ConfigError: a key that the schema does not know was added with `+key=value`.
+    """
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return _build(Config, plain, "")
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration object as dicts, lists, strings and numbers, ready for JSON or YAML."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, e.g. "model.hidden_size"; the vocabulary of typo correction."""
+    keys = []
+    for name, hint in get_type_hints(cls).items():
+        keys.append(prefix + name)
+        if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
+            keys += known_keys(get_args(hint)[0], f"{prefix}{name}.0.")
+        if dataclasses.is_dataclass(hint):
+            keys += known_keys(hint, f"{prefix}{name}.")
+    return keys
+
+
+def _build(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        hints = get_type_hints(hint)
+        for unknown in value.keys() - hints.keys():
+            raise ConfigError(f"{key}{unknown}", value[unknown], f"no such key; there are {', '.join(hints)}")
+        return hint(**{name: _build(sub, value[name], f"{key}{name}.") for name, sub in hints.items()})
+    if get_origin(hint) is list:
+        return tuple(_build(get_args(hint)[0], item, f"{key}{index}.") for index, item in enumerate(value))
+    return value
+
+
+def _writable(cls: type) -> type:
+    """The same dataclass unfrozen: OmegaConf makes frozen ones read-only, and Hydra could not merge into them."""
+
+    def convert(hint: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return _writable(hint)
+        if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
+            return List[_writable(get_args(hint)[0])]
+        return hint
+
+    return dataclasses.make_dataclass(
+        cls.__name__, [(name, convert(hint)) for name, hint in get_type_hints(cls).items()]
+    )
+
+
+def run_name(root: DictConfig) -> str:
+    """The name of a composed run: its choices and a hash of everything that it computes from."""
+    groups = ("model", "precision", "tokenizer", "curriculum", "data")
+    choices = [str(root.hydra.runtime.choices[group]) for group in groups]
+    identity = {
+        key: OmegaConf.to_container(value, resolve=True, enum_to_str=True) if OmegaConf.is_config(value) else value
+        for key, value in root.items()
+        if key not in NOT_IDENTITY
+    }
+    identity["data"].pop("cache")
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join([*choices, f"seed{root.seed}", digest])
+
+
+def register() -> None:
+    """Make the schema and the `${run_name:}` resolver known to Hydra; harmless when repeated."""
+    ConfigStore.instance().store("schema", _writable(Config))
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)

@@ -1,0 +1,115 @@
+"""Stages -> the plan of every optimizer step: a pure function of the configuration.
+
+Stages are shares of a token budget. A step of a stage holds the stage's tokens (the optimization is the
+curriculum's), cut into as many micro-batches as the hardware needs (the capacity is the hardware's): changing
+the device changes only `micro_batches`. The trainer executes these steps and nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from yxanul.config import CurriculumConfig, ScheduleConfig, Stage, TrainConfig
+from yxanul.optim.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        index: 0-based position in the run.
+        stage: 0-based index into the curriculum's stages.
+        seq_len: tokens of one sequence.
+        micro_batches: sequences of each micro-batch of one process; their sum times the world size times
+            seq_len is `tokens`.
+        first_token: position in the run's token stream where this step begins.
+        tokens: tokens that the step trains on, over all processes.
+        lr: learning rate, the stage's scale included.
+        grad_clip: largest global gradient norm.
+    """
+
+    index: int
+    stage: int
+    seq_len: int
+    micro_batches: tuple[int, ...]
+    first_token: int
+    tokens: int
+    lr: float
+    grad_clip: float
+
+
+def step_tokens(stage: Stage, max_step_tokens: int | None) -> int:
+    """Tokens of one step of a stage: whole sequences, at most `max_step_tokens`."""
+    tokens = stage.step_tokens if max_step_tokens is None else min(stage.step_tokens, max_step_tokens)
+    return tokens // stage.seq_len * stage.seq_len
+
+
+def steps_per_stage(curriculum: CurriculumConfig, train: TrainConfig) -> list[int]:
+    """How many steps each stage gets of the budget; a stage whose share is less than half a step may get none.
+
+    With `train.steps` the budget is the number of tokens that so many steps hold, and the total is exact.
+    Rounding is cumulative, so no stage is more than half a step from its share.
+    """
+    per_token = [stage.share / step_tokens(stage, curriculum.max_step_tokens) for stage in curriculum.stages]
+    budget = train.tokens if train.steps is None else train.steps / sum(per_token)
+    counts, planned, done = [], 0.0, 0
+    for weight in per_token:
+        planned += weight * budget
+        counts.append(round(planned + 1e-9) - done)
+        done += counts[-1]
+    return counts
+
+
+def plan(
+    curriculum: CurriculumConfig,
+    train: TrainConfig,
+    schedule: ScheduleConfig,
+    peak_lr: float,
+    micro_batch: Callable[[int], int],
+    world_size: int = 1,
+) -> list[Step]:
+    """Every optimizer step of the run, in order.
+
+    Args:
+        peak_lr: the learning rate that schedule and stage scale multiply.
+        micro_batch: sequence length -> how many such sequences one device takes at once.
+        world_size: processes that share each step's sequences.
+
+    Raises:
+        ValueError: a stage's sequences cannot be shared out evenly, or no step at all fits the budget.
+    """
+    counts = steps_per_stage(curriculum, train)
+    sizes = [step_tokens(stage, curriculum.max_step_tokens) for stage in curriculum.stages]
+    total = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    if total == 0:
+        raise ValueError(f"train.tokens={train.tokens}: is less than one optimizer step of {min(sizes)} tokens; raise it or lower curriculum.max_step_tokens")
+    steps: list[Step] = []
+    first_token = 0
+    for number, (stage, count, size) in enumerate(zip(curriculum.stages, counts, sizes, strict=True)):
+        shares = split_evenly(size // stage.seq_len, micro_batch(stage.seq_len), world_size)
+        for _ in range(count):
+            lr = peak_lr * stage.lr_scale * learning_rate(schedule, first_token + size / 2, total)
+            steps.append(Step(len(steps), number, stage.seq_len, shares, first_token, size, lr, stage.grad_clip))
+            first_token += size
+    return steps
+
+
+def split_evenly(sequences: int, at_most: int, world_size: int = 1) -> tuple[int, ...]:
+    """Cut one process's share of `sequences` into the fewest micro-batches of at most `at_most`, sizes within one.
+
+    Raises:
+        ValueError: `sequences` is not a multiple of `world_size`.
+    """
+    if sequences % world_size:
+        raise ValueError(f"a step of {sequences} sequences cannot be shared by {world_size} processes; make it a multiple")
+    mine = sequences // world_size
+    pieces = -(-mine // at_most)
+    return tuple(mine // pieces + (piece < mine % pieces) for piece in range(pieces))
+
+
+def stage_steps(steps: Sequence[Step]) -> dict[int, list[Step]]:
+    """The planned steps by stage index, stages without steps left out."""
+    stages: dict[int, list[Step]] = {}
+    for step in steps:
+        stages.setdefault(step.stage, []).append(step)
+    return stages

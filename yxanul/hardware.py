@@ -1,0 +1,101 @@
+"""The device of a run: which one, how much it holds, how fast its matrix products are, how much to give it at once."""
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from yxanul.config import Device, Dtype, HardwareConfig
+from yxanul.errors import ConfigError
+
+AUTO_TOKENS = {"cpu": 2048, "cuda": 65536}
+"""Tokens of an automatic micro-batch at most: more is no faster and only takes memory."""
+
+MEMORY_SHARE = 0.9
+"""Of the device's memory, what a run may plan to fill."""
+
+
+def select_device(device: Device) -> torch.device:
+    """The torch device; raises ConfigError where CUDA is asked for and there is none."""
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("hardware.device", "cuda", "there is no CUDA device here; choose hardware=cpu or hardware=auto")
+    return torch.device(device.value)
+
+
+def planned_device(device: Device) -> torch.device:
+    """The device to plan for: as `select_device`, but a GPU that is not here can be planned for."""
+    return torch.device("cuda") if device is Device.cuda else select_device(device)
+
+
+def memory_bytes(hardware: HardwareConfig, device: torch.device) -> int:
+    """Memory of the device in bytes, from the configuration or asked of it."""
+    if hardware.memory_gb is not None:
+        return int(hardware.memory_gb * 2**30)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def micro_batches(hardware: HardwareConfig, device: torch.device, training_bytes: Callable[[int], int]) -> Callable[[int], int]:
+    """A function from sequence length to sequences of one micro-batch.
+
+    An entry of the configuration counts as it stands. "auto", and a length without an entry, takes the
+    largest power of two of tokens that fits: by the largest entry given, or by predicted memory.
+
+    Args:
+        training_bytes: tokens of a micro-batch -> predicted bytes of a training step.
+    """
+    given = {int(length): int(count) for length, count in hardware.micro_batch.items() if count != "auto"}
+    tokens = AUTO_TOKENS[device.type]
+    limit = MEMORY_SHARE * memory_bytes(hardware, device)
+    while tokens > 1 and training_bytes(tokens) > limit:
+        tokens //= 2
+
+    def sequences(seq_len: int) -> int:
+        if seq_len in given:
+            return given[seq_len]
+        automatic = str(seq_len) in hardware.micro_batch or not given
+        budget = tokens if automatic else max(length * count for length, count in given.items())
+        return max(1, budget // seq_len)
+
+    return sequences
+
+
+def peak_flops(hardware: HardwareConfig, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product in `dtype`: given by the hardware's configuration, or measured here."""
+    name = Dtype.bf16 if dtype is torch.bfloat16 else Dtype.fp32
+    given = getattr(hardware.peak_tflops, name.value)
+    return given * 1e12 if given is not None else measure_peak(device, dtype)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The best FLOP/s of several square matrix products in `dtype`; takes well under a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        (left @ right).sum().item()  # reading the sum waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Peak memory in GiB: allocated on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the plan and the record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a CUDA device"
+    return f"CPU, {torch.get_num_threads()} threads"

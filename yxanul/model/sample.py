@@ -1,0 +1,38 @@
+"""Text from the model, token by token, without a key-value cache: for the few samples at the end of a run."""
+
+from collections.abc import Sequence
+
+import torch
+
+from yxanul.model.attention import layout
+from yxanul.model.transformer import Packed, Transformer
+
+
+def sample(
+    model: Transformer, prompts: Sequence[Sequence[int]], num_tokens: int, max_seq_len: int, end: int,
+    generator: torch.Generator, temperature: float = 0.8, top_k: int = 50,
+) -> list[list[int]]:
+    """Continue each prompt by up to `num_tokens` ids, stopping at `end`; prompts and continuations are returned.
+
+    All prompts are advanced together as segments of one packed row; each sees its last `max_seq_len` ids.
+    """
+    texts = [list(prompt) for prompt in prompts]
+    device = next(model.parameters()).device
+    open_texts = texts
+    for _ in range(num_tokens):
+        if not open_texts:
+            break
+        contexts = [text[-max_seq_len:] for text in open_texts]
+        lengths = torch.tensor([len(context) for context in contexts])
+        ends = lengths.cumsum(0)
+        packed = Packed(
+            torch.tensor([token for context in contexts for token in context], device=device),
+            torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device),
+            layout((ends - lengths).tolist(), int(ends[-1]), max_seq_len, device),
+        )
+        logits, ids = model.next_token_logits(packed, (ends - 1).to(device)).cpu().topk(top_k)
+        chosen = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
+        for text, token in zip(open_texts, ids.gather(1, chosen).squeeze(1).tolist(), strict=True):
+            text.append(token)
+        open_texts = [text for text in open_texts if text[-1] != end]
+    return texts

@@ -1,0 +1,194 @@
+"""One decoder-only transformer for every configuration, working on a flat packed row of tokens.
+
+The model knows nothing of precision: it is handed a factory of linear layers and the dtype of its
+activations. A micro-batch is `num_tokens` tokens whatever their sequence length, so norms, linear layers and
+the loss see one shape at every stage of a curriculum.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yxanul.config import FeedForward, ModelConfig, Norm, Positions
+from yxanul.model.attention import Layout, attend
+from yxanul.model.embedding import TiedEmbedding
+from yxanul.model.loss import summed_cross_entropy, token_cross_entropy
+
+LinearFactory = Callable[[int, int], nn.Module]
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A row of tokens as the model takes it.
+
+    Attributes:
+        tokens: (tokens,) int64.
+        positions: (tokens,) int64, each token's position in its sequence.
+        layout: which stretches of the row attend to themselves.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    layout: Layout
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467) with float32 statistics."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm without bias, with float32 statistics."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__(size, eps=eps, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def build_norm(model: ModelConfig) -> nn.Module:
+    kind = RMSNorm if model.norm is Norm.rmsnorm else LayerNorm
+    return kind(model.hidden_size, model.norm_eps)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotary positions (arXiv 2104.09864), halves convention: x (tokens, heads, head size)."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention."""
+
+    def __init__(self, model: ModelConfig, linear: LinearFactory):
+        super().__init__()
+        self.head_dim = model.hidden_size // model.num_heads
+        self.heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
+        self.qk_norm_eps = model.norm_eps if model.qk_norm else None
+        self.qkv = linear(model.hidden_size, sum(self.heads) * self.head_dim)
+        self.out = linear(model.hidden_size, model.hidden_size)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, where: Layout) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
+        if self.qk_norm_eps is not None:
+            q, k = (F.rms_norm(part, (self.head_dim,), eps=self.qk_norm_eps) for part in (q, k))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return self.out(attend(q, k, v, where).flatten(1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (arXiv 2002.05202)."""
+
+    def __init__(self, model: ModelConfig, linear: LinearFactory):
+        super().__init__()
+        self.gate_up = linear(model.hidden_size, 2 * model.intermediate_size)
+        self.down = linear(model.intermediate_size, model.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class GELU(nn.Module):
+    """The plain feed-forward of GPT-2."""
+
+    def __init__(self, model: ModelConfig, linear: LinearFactory):
+        super().__init__()
+        self.up = linear(model.hidden_size, model.intermediate_size)
+        self.down = linear(model.intermediate_size, model.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, model: ModelConfig, linear: LinearFactory):
+        super().__init__()
+        self.attention_norm = build_norm(model)
+        self.attention = Attention(model, linear)
+        self.feed_forward_norm = build_norm(model)
+        self.feed_forward = (SwiGLU if model.feed_forward is FeedForward.swiglu else GELU)(model, linear)
+
+    def forward(self, x: Tensor, rotation: Rotation | None, where: Layout) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation, where)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """The model of a run.
+
+    Args:
+        vocab_size: the tokenizer's; the table is padded.
+        linear: makes the linear layers inside the blocks; their parameter is `weight`, (out, in), float32.
+        dtype: of the activations between the layers.
+    """
+
+    def __init__(self, model: ModelConfig, vocab_size: int, linear: LinearFactory, dtype: torch.dtype):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.embedding = TiedEmbedding(vocab_size, model.hidden_size, model.embedding_rank, dtype)
+        self.positions = None
+        if model.positions is Positions.learned:
+            self.positions = nn.Embedding(model.max_seq_len, model.hidden_size)
+        else:
+            self._register_rotation(model, dtype)
+        self.blocks = nn.ModuleList(Block(model, linear) for _ in range(model.num_layers))
+        self.norm = build_norm(model)
+
+    def _register_rotation(self, model: ModelConfig, dtype: torch.dtype) -> None:
+        half = model.hidden_size // model.num_heads // 2
+        frequencies = model.rope_theta ** -(torch.arange(half, dtype=torch.float64) / half)
+        angles = torch.outer(torch.arange(model.max_seq_len, dtype=torch.float64), frequencies).unsqueeze(1)
+        self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, init_std: float, generator: torch.Generator) -> None:
+        """Normal weights of `init_std`, residual projections scaled by 1/sqrt(2*layers) as in GPT-2; norms are ones."""
+        residual_std = init_std / math.sqrt(2 * len(self.blocks))
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                parameter.normal_(std=residual_std if residual else init_std, generator=generator)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """The hidden states before the head, (tokens, hidden)."""
+        x = self.embedding(packed.tokens)
+        rotation = None
+        if self.positions is not None:
+            x = x + self.positions(packed.positions).to(x.dtype)
+        else:
+            rotation = self.cos[packed.positions], self.sin[packed.positions]
+        for block in self.blocks:
+            x = block(x, rotation, packed.layout)
+        return self.norm(x)
+
+    def forward(self, packed: Packed, targets: Tensor) -> Tensor:
+        """The summed negative log-likelihood of `targets` (tokens,) int64, in nats; differentiable."""
+        return summed_cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
+
+    @torch.no_grad()
+    def token_losses(self, packed: Packed, targets: Tensor) -> Tensor:
+        """The negative log-likelihood of each target, (tokens,), in nats."""
+        return token_cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
+
+    @torch.no_grad()
+    def next_token_logits(self, packed: Packed, rows: Tensor) -> Tensor:
+        """Float32 logits (rows, vocabulary) for the tokens that follow positions `rows` of the packed row."""
+        hidden, weight = self.embedding.head(self.hidden(packed)[rows])
+        return (hidden @ weight.T).float()[:, : self.vocab_size]

@@ -1,0 +1,67 @@
+"""The plan of a run as a table for people."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from yxanul.training.planning import RunPlan
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units, e.g. "2 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def quantity(value: float) -> str:
+    """A count in at most four figures with a unit, e.g. "65.5k", "2.61G"."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}" if unit else f"{value:.0f}"
+        value /= 1000
+    return f"{value:.3g}P"
+
+
+def plan_table(plan: RunPlan) -> RenderableType:
+    """Header, a row a stage with totals, and warnings."""
+    layers = f"{quantity(plan.layer_parameters)} in the layers"
+    header = (
+        f"{quantity(plan.parameters)} parameters ({layers}), computing in {plan.computes} "
+        f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s"
+    )
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    names = ("stage", "length", "steps", "seqs", "micro", "tokens/step", "tokens", "bytes", "learning rate", "clip", "memory", "time")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in plan.stages:
+        first, last = stage.lr
+        table.add_row(
+            str(stage.stage), str(stage.seq_len), f"{stage.steps:,}", f"{stage.sequences:,}", str(stage.micro_batches),
+            f"{stage.step_tokens:,}", quantity(stage.tokens), quantity(stage.bytes), f"{first:.1e} {last:.1e}",
+            f"{stage.grad_clip:g}", f"{stage.memory_bytes / 2**30:.1f}G", duration(stage.seconds),
+        )
+    total = [f"{len(plan.steps):,}", "", "", "", quantity(sum(s.tokens for s in plan.stages)), quantity(sum(s.bytes for s in plan.stages))]
+    memory = max(stage.memory_bytes for stage in plan.stages)
+    table.add_section()
+    table.add_row("all", "", *total, "", "", f"{memory / 2**30:.1f}G", duration(sum(s.seconds for s in plan.stages)), style="bold")
+    return Group(Text(header), table, *(Text(line, style="yellow") for line in plan_warnings(plan)))
+
+
+def plan_warnings(plan: RunPlan) -> list[str]:
+    """What a user should know before starting."""
+    lines = []
+    memory = max(stage.memory_bytes for stage in plan.stages)
+    if memory > plan.memory_limit:
+        lines.append(
+            f"predicted memory {memory / 2**30:.1f} GiB is more than the device's {plan.memory_limit / 2**30:.1f} GiB; "
+            "lower hardware.micro_batch.<length>"
+        )
+    if plan.skipped:
+        numbers = ", ".join(map(str, plan.skipped))
+        lines.append(f"stages too short for a step at this budget, left out: {numbers}; raise train.tokens or train.steps")
+    return lines

@@ -1,0 +1,150 @@
+"""A run's tokenizer: a published file, a local one, or one trained on the run's own data at first use."""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from yxanul.config import TokenizerConfig, TokenizerKind
+from yxanul.errors import ConfigError, UserError
+from yxanul.files import atomic_path
+from yxanul.tokenizer.superbpe import train_bpe, train_superbpe
+
+SPARE_IDS = 64
+"""How many ids a file may lack of tokenizer.vocab_size (reserved or special tokens left out of it)."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text <-> ids, with what the bytes of each id are.
+
+    Attributes:
+        vocab_size: ids that may occur.
+        end_of_text: id that begins every document.
+        byte_lengths: (vocab_size,) uint16, the bytes of UTF-8 each id stands for; 0 for special tokens.
+        fingerprint: hash of the file.
+        path: the tokenizer.json.
+    """
+
+    library: tokenizers.Tokenizer
+    vocab_size: int
+    end_of_text: int
+    byte_lengths: np.ndarray
+    fingerprint: str
+    path: Path
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text; special-token text inside a document stays ordinary text."""
+        return [encoding.ids for encoding in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens shown."""
+        return self.library.decode(list(ids), skip_special_tokens=False)
+
+
+def load_tokenizer(config: TokenizerConfig, cache: Path, corpus: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Tokenizer:
+    """The tokenizer that the configuration names.
+
+    Args:
+        cache: folder for tokenizers trained here.
+        corpus: the training documents, asked for only if a tokenizer must be trained.
+        corpus_fingerprint: names what was trained on, so that other text trains another tokenizer.
+
+    Raises:
+        UserError: the file is missing, unreadable or of another size, or cannot be downloaded.
+    """
+    if config.path is not None:
+        path = Path(config.path).expanduser()
+        if not path.is_file():
+            raise ConfigError("tokenizer.path", config.path, "no such file; name a tokenizer.json")
+    elif config.kind is TokenizerKind.hub:
+        path = _from_hub(config)
+    else:
+        path = _trained(config, cache, corpus, corpus_fingerprint)
+    return open_tokenizer(path, config)
+
+
+def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
+    """Read a tokenizer.json and hold it against the configuration."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        library = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: is no tokenizer.json that the tokenizers library reads ({str(error).splitlines()[0]})") from error
+    if library.token_to_id(config.end_of_text) is None:
+        library.add_special_tokens([config.end_of_text])
+    vocab_size = library.get_vocab_size()
+    if not config.vocab_size - SPARE_IDS < vocab_size <= config.vocab_size:
+        raise ConfigError("tokenizer.vocab_size", config.vocab_size, f"{path} has {vocab_size} entries; choose the tokenizer of that size or set tokenizer.vocab_size={vocab_size}")
+    end_of_text = library.token_to_id(config.end_of_text)
+    library.encode_special_tokens = True
+    return Tokenizer(
+        library, vocab_size, end_of_text, _byte_lengths(library, content),
+        hashlib.sha256(content.encode()).hexdigest(), path,
+    )
+
+
+def _byte_lengths(library: tokenizers.Tokenizer, content: str) -> np.ndarray:
+    """In a byte-level vocabulary every character of a token is one byte; added tokens are no text."""
+    if '"ByteLevel"' not in content:
+        raise UserError("the tokenizer is not byte-level, so that bits per byte cannot be counted; choose a byte-level one")
+    lengths = np.zeros(library.get_vocab_size(), dtype=np.uint16)
+    for token, index in library.get_vocab(with_added_tokens=False).items():
+        lengths[index] = len(token)
+    for index in library.get_added_tokens_decoder():
+        lengths[index] = 0
+    return lengths
+
+
+def _from_hub(config: TokenizerConfig) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(config.repo, "tokenizer.json", revision=config.revision))
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"tokenizer {config.repo}: cannot be downloaded ({type(error).__name__}); give its file with "
+            "tokenizer.path=FILE, or train one on your data with tokenizer=superbpe8k"
+        ) from error
+
+
+def _trained(config: TokenizerConfig, cache: Path, corpus: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Path:
+    recipe = [config.kind.value, config.vocab_size, config.transition, config.train_bytes, corpus_fingerprint]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    path = cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}.json"
+    if not path.exists():
+        texts = _sample(corpus(), config.train_bytes)
+        try:
+            if config.kind is TokenizerKind.superbpe:
+                trained = train_superbpe(texts, config.vocab_size, config.transition)
+            else:
+                trained = train_bpe(texts, config.vocab_size)
+        except ValueError as error:
+            raise UserError(f"tokenizer.vocab_size={config.vocab_size}: {error}") from error
+        with atomic_path(path) as temporary:
+            trained.save(str(temporary))
+    return path
+
+
+def _sample(documents: Iterable[str], at_most: int) -> list[str]:
+    """The documents of smallest hash, up to about `at_most` bytes: the same ones in whatever order they come."""
+    kept: list[tuple[bytes, str, int]] = []
+    total = 0
+    for text in documents:
+        encoded = text.encode()
+        heapq.heappush(kept, (_inverted_hash(encoded), text, len(encoded)))
+        total += len(encoded)
+        while total - kept[0][2] >= at_most:
+            total -= heapq.heappop(kept)[2]
+    return [text for _, text, _ in sorted(kept)]
+
+
+def _inverted_hash(encoded: bytes) -> bytes:
+    """Orders documents by descending hash, so that a heap's smallest element is the first to go."""
+    return bytes(255 - byte for byte in hashlib.blake2b(encoded, digest_size=8).digest())

@@ -1,0 +1,40 @@
+"""What a run says of itself while it trains.
+
+`metrics.jsonl` is the record: every figure that a report or a claim rests on is read from it, so
+a row that cannot be written stops the run. Console, TensorBoard and wandb are sinks: they show
+the same rows to people, and one that fails is dropped with a warning while the run goes on.
+
+    tracker = Tracker(
+        Record(run / "metrics.jsonl"),
+        [
+            SafeSink("console", partial(ConsoleSink, ...)),
+            SafeSink("tensorboard", partial(TensorBoardSink, ...)),
+        ],
+    )
+    tracker.log(TrainRow(kind="train", step=1, ...))
+    tracker.close(summary)
+"""
+
+from yxanul.tracking.console import ConsoleSink
+from yxanul.tracking.record import Record, read_rows
+from yxanul.tracking.rows import EvalRow, EventRow, Row, TrainRow
+from yxanul.tracking.sink import SafeSink, Sink
+from yxanul.tracking.tensorboard import TensorBoardSink
+from yxanul.tracking.tracker import Tracker
+from yxanul.tracking.wandb import WandbSink, wandb_mode
+
+__all__ = [
+    "ConsoleSink",
+    "EvalRow",
+    "EventRow",
+    "Record",
+    "Row",
+    "SafeSink",
+    "Sink",
+    "TensorBoardSink",
+    "Tracker",
+    "TrainRow",
+    "WandbSink",
+    "read_rows",
+    "wandb_mode",
+]

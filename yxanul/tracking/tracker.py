@@ -1,0 +1,33 @@
+"""One call for the training loop: the record first, then everyone who watches."""
+
+from collections.abc import Sequence
+
+from yxanul.tracking.record import Record
+from yxanul.tracking.rows import Row
+from yxanul.tracking.sink import SafeSink
+
+
+class Tracker:
+    """Writes each row to the record, then shows it to the sinks.
+
+    An error of the record is an error of the run and is raised; sinks have none, they are safe.
+    """
+
+    def __init__(self, record: Record, sinks: Sequence[SafeSink]) -> None:
+        self._record = record
+        self._sinks = sinks
+
+    def log(self, row: Row) -> None:
+        """Record a row, then show it."""
+        self._record.append(row)
+        for sink in self._sinks:
+            sink.log(row)
+
+    def close(self, summary: Row | None) -> None:
+        """End all sinks. Call it on every way out: the terminal's cursor is hidden until then.
+
+        `summary` is the result of a finished run, None if the run was cut short.
+        """
+        self._record.close()
+        for sink in self._sinks:
+            sink.close(summary)

@@ -1,0 +1,35 @@
+"""`python -m yxanul.train group=choice key=value ...`: train the composed run, or go on with it.
+
+The same command is the same run: started again it resumes from its last checkpoint, or says that it is
+finished. `python -m yxanul.train --help` lists the groups and keys.
+"""
+
+import sys
+
+from yxanul import cli
+from yxanul.config import Config
+
+
+def train(config: Config) -> int:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from yxanul.training.run import train_run
+    from yxanul.validation import validate
+
+    validate(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return train_run(config, Path(_shown(folder)), Console())
+
+
+def _shown(folder) -> str:
+    """The folder as the user would type it: relative where it lies below the working directory."""
+    from pathlib import Path
+
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(train, "train"))

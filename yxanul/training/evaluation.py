@@ -1,0 +1,117 @@
+"""Bits per byte of held-out text with the full context, whatever length the curriculum is at.
+
+Every document begins with the end-of-text token, so that its first token is predicted too, and every byte is
+scored exactly once. A document longer than the context is read in windows that overlap by half, so a token in
+it never has less than half a context of text before it. Windows of several documents share a packed row.
+"""
+
+import gzip
+import lzma
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from yxanul.model.attention import layout
+from yxanul.model.transformer import Packed, Transformer
+from yxanul.tokenizer.load import Tokenizer
+
+
+@dataclass(frozen=True)
+class Row:
+    """Windows packed into one row of at most `context` tokens; `scored` says which targets count, each once."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    starts: list[int]
+    scored: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text made ready: its rows, its size and what the classic compressors make of it (bits per byte)."""
+
+    rows: list[Row]
+    context: int
+    tokens: int
+    bytes: int
+    gzip_bits_per_byte: float
+    xz_bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits per byte, and the perplexity per token (not comparable across tokenizers)."""
+
+    bits_per_byte: float
+    perplexity: float
+
+
+def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> HeldOut:
+    """Cut `texts` into windows of `context` tokens and pack them into rows."""
+    content = "".join(texts).encode()
+    windows = [window for ids in tokenizer.encode(texts) for window in _windows([tokenizer.end_of_text, *ids], context)]
+    return HeldOut(
+        rows=list(_pack(windows, context)),
+        context=context,
+        tokens=sum(len(ids) for ids, _ in windows) - sum(skipped for _, skipped in windows) - len(windows),
+        bytes=len(content),
+        gzip_bits_per_byte=8 * len(gzip.compress(content, 9)) / len(content),
+        xz_bits_per_byte=8 * len(lzma.compress(content, preset=9)) / len(content),
+    )
+
+
+def evaluate(model: Transformer, text: HeldOut, device: torch.device) -> Score:
+    """The model's score on the prepared text; deterministic, and without effect on training."""
+    nats = 0.0
+    for row in text.rows:
+        packed = Packed(
+            torch.from_numpy(row.tokens).to(device),
+            torch.from_numpy(row.positions).to(device),
+            layout(row.starts, len(row.tokens), text.context, device),
+        )
+        losses = model.token_losses(packed, torch.from_numpy(row.targets).to(device))
+        nats += losses.double()[torch.from_numpy(row.scored).to(device)].sum().item()
+    perplexity = math.exp(min(nats / text.tokens, 700))
+    return Score(nats / math.log(2) / text.bytes, perplexity)
+
+
+def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], int]]:
+    """Windows of up to context + 1 ids (inputs and shifted targets), and how many first targets were scored before."""
+    stride = max(1, context // 2)
+    start = 0
+    while True:
+        window = ids[start : start + context + 1]
+        skipped = 0 if start == 0 else context - stride
+        if len(window) - 1 > skipped:
+            yield window, skipped
+        if start + context + 1 >= len(ids):
+            return
+        start += stride
+
+
+def _pack(windows: list[tuple[list[int], int]], context: int) -> Iterator[Row]:
+    pending: list[tuple[list[int], int]] = []
+    filled = 0
+    for ids, skipped in windows:
+        if pending and filled + len(ids) - 1 > context:
+            yield _row(pending)
+            pending, filled = [], 0
+        pending.append((ids, skipped))
+        filled += len(ids) - 1
+    if pending:
+        yield _row(pending)
+
+
+def _row(windows: list[tuple[list[int], int]]) -> Row:
+    lengths = [len(ids) - 1 for ids, _ in windows]
+    return Row(
+        tokens=np.concatenate([ids[:-1] for ids, _ in windows]).astype(np.int64),
+        targets=np.concatenate([ids[1:] for ids, _ in windows]).astype(np.int64),
+        positions=np.concatenate([np.arange(length) for length in lengths]),
+        starts=[0, *np.cumsum(lengths[:-1]).tolist()],
+        scored=np.concatenate([np.arange(length) >= skipped for length, (_, skipped) in zip(lengths, windows, strict=True)]),
+    )

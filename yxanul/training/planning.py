@@ -1,0 +1,107 @@
+"""The plan of a run, before a cent is spent: every step, and what each stage costs.
+
+Made from the configuration and the device alone; the training command makes the same one and executes it.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import torch
+
+from yxanul import curriculum, hardware
+from yxanul.config import Config, Dtype
+from yxanul.errors import UserError
+from yxanul.model import count
+from yxanul.precision.linear import Precision
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage in figures; memory and seconds are predictions."""
+
+    stage: int  # 1-based
+    seq_len: int
+    steps: int
+    sequences: int  # of one step
+    micro_batches: int  # of one step
+    step_tokens: int
+    tokens: int  # of the whole stage
+    bytes: int  # of text, by the tokenizer's usual bytes per token
+    lr: tuple[float, float]  # of its first and last step
+    grad_clip: float
+    memory_bytes: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do.
+
+    Attributes:
+        steps: every optimizer step.
+        stages: those that get steps; `skipped` names (1-based) those too short to get one.
+        parameters: of the model, and of them in the layers.
+        memory_limit: bytes of the device.
+        peak_flops: FLOP/s that utilization is measured against.
+    """
+
+    steps: list[curriculum.Step]
+    stages: list[StagePlan]
+    skipped: list[int]
+    parameters: int
+    layer_parameters: int
+    computes: str
+    device: str
+    memory_limit: int
+    peak_flops: float
+
+    def record(self) -> dict:
+        """The plan as plan.json holds it: figures by stage, and a fingerprint of all the steps."""
+        plain = asdict(self)
+        plain["fingerprint"] = hashlib.sha256(repr(self.steps).encode()).hexdigest()
+        plain["steps"] = len(self.steps)
+        plain["tokens"] = sum(step.tokens for step in self.steps)
+        return plain
+
+
+def make_plan(config: Config, device: torch.device, precision: Precision) -> RunPlan:
+    """Plan the run of a validated configuration.
+
+    Raises:
+        UserError: the budget holds no step.
+    """
+    vocab = config.tokenizer.vocab_size
+    dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
+
+    def memory(tokens: int) -> int:
+        return count.training_bytes(config.model, vocab, dtype, tokens)
+
+    micro_batch = hardware.micro_batches(config.hardware, device, memory)
+    try:
+        steps = curriculum.plan(config.curriculum, config.train, config.schedule, config.optimizer.lr, micro_batch)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    peak = hardware.peak_flops(config.hardware, device, precision.dtype)
+    speed = peak * config.hardware.utilization
+    stages = []
+    for index, of_stage in curriculum.stage_steps(steps).items():
+        first, tokens = of_stage[0], sum(step.tokens for step in of_stage)
+        flops = tokens * count.training_flops_per_token(config.model, vocab, first.seq_len)
+        stages.append(StagePlan(
+            stage=index + 1, seq_len=first.seq_len, steps=len(of_stage), sequences=first.tokens // first.seq_len,
+            micro_batches=len(first.micro_batches), step_tokens=first.tokens, tokens=tokens,
+            bytes=round(tokens * config.tokenizer.bytes_per_token), lr=(first.lr, of_stage[-1].lr), grad_clip=first.grad_clip,
+            memory_bytes=memory(max(first.micro_batches) * first.seq_len), flops=flops, seconds=flops / speed,
+        ))
+    return RunPlan(
+        steps=steps,
+        stages=stages,
+        skipped=[number for number in range(1, len(config.curriculum.stages) + 1) if number not in {s.stage for s in stages}],
+        parameters=count.parameters(config.model, vocab),
+        layer_parameters=count.layer_parameters(config.model),
+        computes=precision.computes,
+        device=hardware.describe(device),
+        memory_limit=hardware.memory_bytes(config.hardware, device),
+        peak_flops=peak,
+    )

@@ -1,0 +1,241 @@
+"""One run from configuration to result: make what it needs, resume where it was, train, and say what came out."""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+
+from yxanul import __version__, hardware
+from yxanul.config import Config, WandbMode, to_plain
+from yxanul.data import documents, shards
+from yxanul.data.shards import Corpus
+from yxanul.data.stream import Stream
+from yxanul.errors import UserError
+from yxanul.files import atomic_path, write_json
+from yxanul.model import count
+from yxanul.model.sample import sample
+from yxanul.model.transformer import Transformer
+from yxanul.optim.adamw import build_optimizer
+from yxanul.precision.linear import build_precision
+from yxanul.reporting.plan_table import plan_table
+from yxanul.reporting.result_table import result_table
+from yxanul.tokenizer.load import Tokenizer, load_tokenizer
+from yxanul.tracking import ConsoleSink, Record, SafeSink, TensorBoardSink, Tracker, WandbSink, wandb_mode
+from yxanul.training import checkpoint
+from yxanul.training.checkpoint import TrainState
+from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
+from yxanul.training.loop import Trainer
+from yxanul.training.planning import RunPlan, make_plan
+from yxanul.training.signals import stop_on_signals
+
+log = logging.getLogger(__name__)
+PROMPT_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run reads: its tokenizer, its tokens and the held-out text that it is judged on."""
+
+    tokenizer: Tokenizer
+    corpus: Corpus
+    held_out: HeldOut
+    prompts: list[list[int]]
+
+
+def train_run(config: Config, folder: Path, console: Console) -> int:
+    """Train the run that lives in `folder`, from its last checkpoint if it has one.
+
+    Returns:
+        The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop.
+
+    Raises:
+        UserError: the data, the tokenizer, a checkpoint or the device cannot be used.
+    """
+    result_file = folder / "result.json"
+    if result_file.exists():
+        result = json.loads(result_file.read_text())
+        console.print(f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}", soft_wrap=True)
+        return 0
+    with locked(folder):
+        return _train(config, folder, console)
+
+
+def _train(config: Config, folder: Path, console: Console) -> int:
+    with atomic_path(folder / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    device = hardware.select_device(config.hardware.device)
+    precision = build_precision(config.precision, device)
+    plan = make_plan(config, device, precision)
+    write_json(folder / "plan.json", plan.record())
+    console.print(plan_table(plan))
+    text = read_text(config, console)
+    _say_epochs(plan, text.corpus, console)
+
+    model = Transformer(config.model, config.tokenizer.vocab_size, precision.linear, precision.dtype)
+    model.initialize(config.model.init_std, torch.Generator().manual_seed(config.seed))
+    model.to(device)
+    optimizer = build_optimizer(model, config.optimizer)
+    state = _resume(config, folder, plan, model, optimizer, device, text, console)
+    tracker = _tracker(config, folder, plan, state, console)
+    trainer = Trainer(
+        model=model, optimizer=optimizer, stream=Stream(text.corpus, config.seed, text.tokenizer.byte_lengths),
+        steps=plan.steps, device=device, tracker=tracker,
+        checkpoint_folder=folder / "checkpoints", checkpoint=config.checkpoint,
+        evaluate_every=config.evaluate.every, score=lambda: evaluate(model, text.held_out, device),
+        eval_bytes=text.held_out.bytes,
+        flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
+        peak_flops=plan.peak_flops, max_bad_steps=config.train.max_bad_steps,
+    )
+    result = None
+    try:
+        with stop_on_signals() as stop:
+            state, score = trainer.train(state, stop)
+        if state.step == len(plan.steps):
+            score = score or trainer.score()
+            result = _finish(config, folder, plan, text, model, state, score)
+    finally:
+        tracker.close(result)
+    if result is None:
+        return _stopped(stop.signal, state, plan, folder, console)
+    console.print(result_table(result, folder))
+    return 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder, so that two processes cannot write one run.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another with hydra.run.dir=DIR") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is training this run; wait for it, or change the seed") from error
+        yield
+
+
+def read_text(config: Config, console: Console) -> Text:
+    """Open the data, load or train the tokenizer, tokenize what is not tokenized yet."""
+    parts = documents.open_source(config.data)
+    cache = Path(config.data.cache).expanduser()
+    tokenizer = load_tokenizer(
+        config.tokenizer, cache,
+        corpus=lambda: shards.training_documents(parts, config.data.held_out),
+        corpus_fingerprint=f"{documents.source_fingerprint(parts)} {config.data.held_out}",
+    )
+    corpus = shards.prepare(parts, tokenizer, config.data.held_out, cache)
+    texts = corpus.held_out(config.evaluate.bytes)
+    console.print(
+        f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) in {corpus.folder}",
+        highlight=False, soft_wrap=True,
+    )
+    prompts = [[tokenizer.end_of_text, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode(texts[: config.evaluate.samples])]
+    return Text(tokenizer, corpus, held_out(texts, tokenizer, config.model.max_seq_len), prompts)
+
+
+def _say_epochs(plan: RunPlan, corpus: Corpus, console: Console) -> None:
+    epochs = sum(step.tokens for step in plan.steps) / corpus.tokens
+    if epochs > 1:
+        console.print(f"the budget reads the data {epochs:.2f} times", style="yellow")
+
+
+def _resume(
+    config: Config, folder: Path, plan: RunPlan, model: Transformer, optimizer: torch.optim.Optimizer,
+    device: torch.device, text: Text, console: Console,
+) -> TrainState:
+    """The state to go on from: the run's own newest checkpoint, else the one that is named, else the beginning."""
+    fresh = TrainState(corpus=text.corpus.fingerprint, tokenizer=text.tokenizer.fingerprint)
+    own = checkpoint.checkpoints(folder / "checkpoints")
+    if not own and config.resume_from_checkpoint is None:
+        return fresh
+    path = own[-1] if own else Path(config.resume_from_checkpoint).expanduser()
+    state = checkpoint.load(path, model, optimizer, device)
+    if state.tokenizer != fresh.tokenizer:
+        raise UserError(f"{path}: was trained with another tokenizer; compose the same one")
+    if state.corpus != fresh.corpus:
+        if own:
+            raise UserError(f"{path}: the data has changed since; put it back, or start a new run by another seed")
+        log.warning("%s was trained on other data", path)
+    if state.step > len(plan.steps):
+        raise UserError(f"{path}: is at step {state.step}, beyond the plan's {len(plan.steps)}; raise train.tokens")
+    console.print(f"resuming from {path} at step {state.step}", soft_wrap=True)
+    return replace(state, corpus=fresh.corpus)
+
+
+def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, console: Console) -> Tracker:
+    record = Record(folder / "metrics.jsonl")
+    record.truncate_after(state.step)
+    tracking = config.tracking
+    tokens, stages = sum(step.tokens for step in plan.steps), len(config.curriculum.stages)
+    sinks = [SafeSink("console", partial(ConsoleSink, tokens, len(plan.steps), stages, tracking.log_every, console))]
+    if tracking.tensorboard:
+        sinks.append(SafeSink("tensorboard", partial(TensorBoardSink, folder / "tensorboard", state.step + 1)))
+    mode = wandb_mode(tracking.wandb.mode.value, os.environ)
+    if mode != WandbMode.disabled.value:
+        build = partial(WandbSink, folder, run_id=folder.name, name=folder.name, config=to_plain(config), mode=mode, project=tracking.wandb.project)
+        sinks.append(SafeSink("wandb", build))
+    return Tracker(record, sinks)
+
+
+def _finish(
+    config: Config, folder: Path, plan: RunPlan, text: Text, model: Transformer, state: TrainState, score: Score
+) -> dict:
+    """Generate the samples and write result.json; its presence says that the run is finished."""
+    generator = torch.Generator().manual_seed(config.seed)
+    ids = sample(model, text.prompts, config.evaluate.sample_tokens, config.model.max_seq_len, text.tokenizer.end_of_text, generator)
+    samples = [
+        {"prompt": text.tokenizer.decode(prompt[1:]), "text": text.tokenizer.decode(whole[len(prompt):])}
+        for prompt, whole in zip(text.prompts, ids, strict=True)
+    ]
+    result = {
+        "bits_per_byte": score.bits_per_byte,
+        "gzip_bits_per_byte": text.held_out.gzip_bits_per_byte,
+        "xz_bits_per_byte": text.held_out.xz_bits_per_byte,
+        "perplexity": score.perplexity,
+        "eval_bytes": text.held_out.bytes,
+        "tokens": state.tokens,
+        "bytes": state.bytes,
+        "steps": state.step,
+        "skipped_steps": state.bad_steps,
+        "seconds": state.seconds,
+        "tokens_per_second": state.tokens / state.seconds,
+        "parameters": plan.parameters,
+        "computes": plan.computes,
+        "device": plan.device,
+        "peak_flops": plan.peak_flops,
+        "versions": {"yxanul": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "checkpoint": str(checkpoint.checkpoints(folder / "checkpoints")[-1].relative_to(folder)),
+        "samples": samples,
+    }
+    if not math.isfinite(score.bits_per_byte):
+        raise UserError(f"{folder}: the model's held-out loss is not finite; lower optimizer.lr")
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _stopped(number: signal.Signals | None, state: TrainState, plan: RunPlan, folder: Path, console: Console) -> int:
+    console.print(
+        f"stopped by {number.name} at step {state.step} of {len(plan.steps)}; the same command goes on from {folder / 'checkpoints'}",
+        soft_wrap=True,
+    )
+    return 128 + number

@@ -79,7 +79,11 @@ def explain(error: Exception) -> str:
         return _unknown_key(override[1])
     if leaf and key:
         return f"{key[1]}: no such key{_nearest(leaf[1], [known.rpartition('.')[2] for known in schema.known_keys()])}"
-    lines = [line for line in text.splitlines() if line.strip() and "Error merging override" not in line and not line.startswith("See ")]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip() and "Error merging override" not in line and not line.startswith("See ")
+    ]
     return f"{key[1]}: {lines[0]}" if key else " ".join(" ".join(lines).split())
 
 

@@ -123,6 +123,7 @@ class Stage:
 class CurriculumConfig:
     stages: List[Stage]
     max_step_tokens: Optional[int]  # a cap on every stage's step_tokens, for small machines
+    max_seq_len: Optional[int]  # a cap on every stage's seq_len, likewise
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MuonConfig:
+    """Muon for the matrices inside the layers."""
+
+    lr: float  # peak learning rate of the orthogonal update
+    momentum: float
+    weight_decay: float
+    iterations: int  # of Newton-Schulz
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
+    """AdamW, for all parameters or for those that Muon leaves."""
+
     lr: float  # peak learning rate, before the stage's scale
     weight_decay: float  # on matrices only
     betas: List[float]
     eps: float
+    muon: Optional[MuonConfig]
 
 
 @dataclass(frozen=True)
@@ -250,6 +264,7 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in get_type_hints(cls).items():
         keys.append(prefix + name)
+        hint = _present(hint)
         if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
             keys += known_keys(get_args(hint)[0], f"{prefix}{name}.0.")
         if dataclasses.is_dataclass(hint):
@@ -258,6 +273,9 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def _build(hint: Any, value: Any, key: str) -> Any:
+    hint = _present(hint)
+    if value is None:
+        return None
     if dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
         for unknown in value.keys() - hints.keys():
@@ -268,12 +286,20 @@ def _build(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
+def _present(hint: Any) -> Any:
+    """The T of an Optional[T]; any other hint as it is."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return options[0] if get_origin(hint) is Union and len(options) == 1 else hint
+
+
 def _writable(cls: type) -> type:
     """The same dataclass unfrozen: OmegaConf makes frozen ones read-only, and Hydra could not merge into them."""
 
     def convert(hint: Any) -> Any:
         if dataclasses.is_dataclass(hint):
             return _writable(hint)
+        if dataclasses.is_dataclass(_present(hint)):
+            return Optional[_writable(_present(hint))]
         if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
             return List[_writable(get_args(hint)[0])]
         return hint

@@ -6,7 +6,7 @@ the device changes only `micro_batches`. The trainer executes these steps and no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from yxanul.config import CurriculumConfig, ScheduleConfig, Stage, TrainConfig
 from yxanul.optim.schedule import learning_rate
@@ -38,19 +38,23 @@ class Step:
     grad_clip: float
 
 
-def step_tokens(stage: Stage, max_step_tokens: int | None) -> int:
-    """Tokens of one step of a stage: whole sequences, at most `max_step_tokens`."""
-    tokens = stage.step_tokens if max_step_tokens is None else min(stage.step_tokens, max_step_tokens)
-    return tokens // stage.seq_len * stage.seq_len
+def capped_stages(curriculum: CurriculumConfig) -> list[Stage]:
+    """The stages under the curriculum's caps on sequence length and step tokens; a step holds whole sequences."""
+    stages = []
+    for stage in curriculum.stages:
+        seq_len = min(stage.seq_len, curriculum.max_seq_len or stage.seq_len)
+        tokens = min(stage.step_tokens, curriculum.max_step_tokens or stage.step_tokens)
+        stages.append(replace(stage, seq_len=seq_len, step_tokens=tokens // seq_len * seq_len))
+    return stages
 
 
-def steps_per_stage(curriculum: CurriculumConfig, train: TrainConfig) -> list[int]:
+def steps_per_stage(stages: Sequence[Stage], train: TrainConfig) -> list[int]:
     """How many steps each stage gets of the budget; a stage whose share is less than half a step may get none.
 
     With `train.steps` the budget is the number of tokens that so many steps hold, and the total is exact.
-    Rounding is cumulative, so no stage is more than half a step from its share.
+    Rounding is cumulative, so no stage is more than a step from its share.
     """
-    per_token = [stage.share / step_tokens(stage, curriculum.max_step_tokens) for stage in curriculum.stages]
+    per_token = [stage.share / stage.step_tokens for stage in stages]
     budget = train.tokens if train.steps is None else train.steps / sum(per_token)
     counts, planned, done = [], 0.0, 0
     for weight in per_token:
@@ -78,18 +82,33 @@ def plan(
     Raises:
         ValueError: a stage's sequences cannot be shared out evenly, or no step at all fits the budget.
     """
-    counts = steps_per_stage(curriculum, train)
-    sizes = [step_tokens(stage, curriculum.max_step_tokens) for stage in curriculum.stages]
-    total = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    stages = capped_stages(curriculum)
+    counts = steps_per_stage(stages, train)
+    total = sum(count * stage.step_tokens for count, stage in zip(counts, stages, strict=True))
     if total == 0:
-        raise ValueError(f"train.tokens={train.tokens}: is less than one optimizer step of {min(sizes)} tokens; raise it or lower curriculum.max_step_tokens")
+        smallest = min(stage.step_tokens for stage in stages)
+        raise ValueError(
+            f"train.tokens={train.tokens}: is less than one optimizer step of {smallest} tokens; raise it or lower curriculum.max_step_tokens"
+        )
     steps: list[Step] = []
     first_token = 0
-    for number, (stage, count, size) in enumerate(zip(curriculum.stages, counts, sizes, strict=True)):
+    for number, (stage, count) in enumerate(zip(stages, counts, strict=True)):
+        size = stage.step_tokens
         shares = split_evenly(size // stage.seq_len, micro_batch(stage.seq_len), world_size)
         for _ in range(count):
             lr = peak_lr * stage.lr_scale * learning_rate(schedule, first_token + size / 2, total)
-            steps.append(Step(len(steps), number, stage.seq_len, shares, first_token, size, lr, stage.grad_clip))
+            steps.append(
+                Step(
+                    len(steps),
+                    number,
+                    stage.seq_len,
+                    shares,
+                    first_token,
+                    size,
+                    lr,
+                    stage.grad_clip,
+                )
+            )
             first_token += size
     return steps
 
@@ -101,7 +120,9 @@ def split_evenly(sequences: int, at_most: int, world_size: int = 1) -> tuple[int
         ValueError: `sequences` is not a multiple of `world_size`.
     """
     if sequences % world_size:
-        raise ValueError(f"a step of {sequences} sequences cannot be shared by {world_size} processes; make it a multiple")
+        raise ValueError(
+            f"a step of {sequences} sequences cannot be shared by {world_size} processes; make it a multiple"
+        )
     mine = sequences // world_size
     pieces = -(-mine // at_most)
     return tuple(mine // pieces + (piece < mine % pieces) for piece in range(pieces))

@@ -21,7 +21,11 @@ def select_device(device: Device) -> torch.device:
     if device is Device.auto:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device is Device.cuda and not torch.cuda.is_available():
-        raise ConfigError("hardware.device", "cuda", "there is no CUDA device here; choose hardware=cpu or hardware=auto")
+        raise ConfigError(
+            "hardware.device",
+            "cuda",
+            "there is no CUDA device here; choose hardware=cpu or hardware=auto",
+        )
     return torch.device(device.value)
 
 
@@ -39,7 +43,9 @@ def memory_bytes(hardware: HardwareConfig, device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def micro_batches(hardware: HardwareConfig, device: torch.device, training_bytes: Callable[[int], int]) -> Callable[[int], int]:
+def micro_batches(
+    hardware: HardwareConfig, device: torch.device, training_bytes: Callable[[int], int]
+) -> Callable[[int], int]:
     """A function from sequence length to sequences of one micro-batch.
 
     An entry of the configuration counts as it stands. "auto", and a length without an entry, takes the

@@ -129,8 +129,6 @@ def test_a_terminal_shows_a_bar_with_the_figures(width):
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # cursor hidden, shown again
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-:--"), (0, "0:00"), (72.4, "1:12"), (3599.6, "1:00:00")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-:--"), (0, "0:00"), (72.4, "1:12"), (3599.6, "1:00:00")])
 def test_clock(seconds, text):
     assert _clock(seconds) == text

@@ -64,9 +64,7 @@ def fake(monkeypatch):
 
 
 def sink(directory, run_id: str = "id1", mode: str = "online") -> WandbSink:
-    return WandbSink(
-        directory, run_id=run_id, name="tiny", config={"seed": 1}, mode=mode, project="yxanul"
-    )
+    return WandbSink(directory, run_id=run_id, name="tiny", config={"seed": 1}, mode=mode, project="yxanul")
 
 
 def test_the_axis_is_the_optimizer_step(fake, tmp_path):

@@ -48,7 +48,11 @@ def open_source(data: DataConfig) -> list[Part]:
     path = Path(data.path).expanduser()
     if not path.exists():
         how = f"; get it with: {data.get_it}" if data.get_it else ""
-        raise ConfigError("data.path", data.path, f"no such file or folder{how}; or run without it: experiment=quickstart")
+        raise ConfigError(
+            "data.path",
+            data.path,
+            f"no such file or folder{how}; or run without it: experiment=quickstart",
+        )
     readers = {".parquet": parquet_documents, ".jsonl": jsonl_documents, ".txt": text_documents}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in readers)
     if not files or files[0].suffix not in readers:
@@ -58,7 +62,11 @@ def open_source(data: DataConfig) -> list[Part]:
             check_parquet(file, data.text_column)
     root = path if path.is_dir() else path.parent
     return [
-        Part(str(file.relative_to(root)), file_fingerprint(file), lambda file=file: readers[file.suffix](file, data.text_column))
+        Part(
+            str(file.relative_to(root)),
+            file_fingerprint(file),
+            lambda file=file: readers[file.suffix](file, data.text_column),
+        )
         for file in files
     ]
 
@@ -74,9 +82,13 @@ def check_parquet(file: Path, column: str) -> None:
     try:
         schema = parquet.read_schema(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: is no readable parquet file ({_first_line(error)}); download it again or remove it") from error
+        raise UserError(
+            f"{file}: is no readable parquet file ({_first_line(error)}); download it again or remove it"
+        ) from error
     if column not in schema.names:
-        raise UserError(f"{file}: has no column {column!r}, only {', '.join(schema.names)}; name one with data.text_column=")
+        raise UserError(
+            f"{file}: has no column {column!r}, only {', '.join(schema.names)}; name one with data.text_column="
+        )
     kind = schema.field(column).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise UserError(f"{file}: column {column!r} holds {kind}, not text; name another with data.text_column=")
@@ -101,7 +113,9 @@ def jsonl_documents(file: Path, column: str) -> Iterator[str]:
             try:
                 text = json.loads(line)[column]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}:{number}: is no JSON object with a {column!r} field; mend or remove the line") from error
+                raise UserError(
+                    f"{file}:{number}: is no JSON object with a {column!r} field; mend or remove the line"
+                ) from error
             if text:
                 yield text.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which are no text
 

@@ -114,11 +114,18 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Pat
         done[name] = _write_shard(folder, name, names[name], tokenizer, held_out, dtype)
     corpus = Corpus(folder, fingerprint, dtype, [done[name] for name in names])
     if missing:
-        write_json(folder / "manifest.json", {
-            "source": source_fingerprint(parts), "tokenizer": tokenizer.fingerprint, "held_out": held_out,
-            "dtype": dtype.name, "tokens": corpus.tokens, "bytes": corpus.bytes,
-            "shards": [asdict(shard) for shard in corpus.shards],
-        })
+        write_json(
+            folder / "manifest.json",
+            {
+                "source": source_fingerprint(parts),
+                "tokenizer": tokenizer.fingerprint,
+                "held_out": held_out,
+                "dtype": dtype.name,
+                "tokens": corpus.tokens,
+                "bytes": corpus.bytes,
+                "shards": [asdict(shard) for shard in corpus.shards],
+            },
+        )
     if corpus.tokens == 0:
         raise UserError("the data holds no document to train on; give more documents or lower data.held_out")
     return corpus
@@ -127,7 +134,9 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Pat
 def _finished(folder: Path, name: str, part: Part, dtype: np.dtype) -> ShardInfo | None:
     try:
         info = ShardInfo(**json.loads((folder / f"{name}.json").read_text()))
-        sizes = [(folder / f"{name}{suffix}").stat().st_size for suffix in (".tokens", ".offsets.npy", ".held_out.parquet")]
+        sizes = [
+            (folder / f"{name}{suffix}").stat().st_size for suffix in (".tokens", ".offsets.npy", ".held_out.parquet")
+        ]
     except (OSError, ValueError, TypeError):
         return None
     if info.fingerprint != part.fingerprint or sizes[0] != info.tokens * dtype.itemsize:
@@ -136,7 +145,9 @@ def _finished(folder: Path, name: str, part: Part, dtype: np.dtype) -> ShardInfo
     return info
 
 
-def _write_shard(folder: Path, name: str, part: Part, tokenizer: Tokenizer, held_out: float, dtype: np.dtype) -> ShardInfo:
+def _write_shard(
+    folder: Path, name: str, part: Part, tokenizer: Tokenizer, held_out: float, dtype: np.dtype
+) -> ShardInfo:
     offsets, kept_apart, num_bytes = [0], [], 0
     with atomic_path(folder / f"{name}.tokens") as path, path.open("wb") as output:
         for texts in _batches(part.documents()):

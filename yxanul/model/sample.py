@@ -9,8 +9,14 @@ from yxanul.model.transformer import Packed, Transformer
 
 
 def sample(
-    model: Transformer, prompts: Sequence[Sequence[int]], num_tokens: int, max_seq_len: int, end: int,
-    generator: torch.Generator, temperature: float = 0.8, top_k: int = 50,
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    num_tokens: int,
+    max_seq_len: int,
+    end: int,
+    generator: torch.Generator,
+    temperature: float = 0.8,
+    top_k: int = 50,
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_tokens` ids, stopping at `end`; prompts and continuations are returned.
 

@@ -40,7 +40,7 @@ def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
     """The precision of a run on this device; bf16 on a CPU without bf16 units computes in float32, and says so."""
     if config.compute_dtype is Dtype.fp32:
         return Precision(_float32, torch.float32, "fp32")
-    if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16") :
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16"):
         return Precision(_float32, torch.float32, "fp32 (this CPU has no bf16 units)")
     return Precision(_bf16, torch.bfloat16, "bf16")
 

@@ -35,20 +35,58 @@ def plan_table(plan: RunPlan) -> RenderableType:
         f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    names = ("stage", "length", "steps", "seqs", "micro", "tokens/step", "tokens", "bytes", "learning rate", "clip", "memory", "time")
+    names = (
+        "stage",
+        "length",
+        "steps",
+        "seqs",
+        "micro",
+        "tokens/step",
+        "tokens",
+        "bytes",
+        "learning rate",
+        "clip",
+        "memory",
+        "time",
+    )
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
         first, last = stage.lr
         table.add_row(
-            str(stage.stage), str(stage.seq_len), f"{stage.steps:,}", f"{stage.sequences:,}", str(stage.micro_batches),
-            f"{stage.step_tokens:,}", quantity(stage.tokens), quantity(stage.bytes), f"{first:.1e} {last:.1e}",
-            f"{stage.grad_clip:g}", f"{stage.memory_bytes / 2**30:.1f}G", duration(stage.seconds),
+            str(stage.stage),
+            str(stage.seq_len),
+            f"{stage.steps:,}",
+            f"{stage.sequences:,}",
+            str(stage.micro_batches),
+            f"{stage.step_tokens:,}",
+            quantity(stage.tokens),
+            quantity(stage.bytes),
+            f"{first:.1e} {last:.1e}",
+            f"{stage.grad_clip:g}",
+            f"{stage.memory_bytes / 2**30:.1f}G",
+            duration(stage.seconds),
         )
-    total = [f"{len(plan.steps):,}", "", "", "", quantity(sum(s.tokens for s in plan.stages)), quantity(sum(s.bytes for s in plan.stages))]
+    total = [
+        f"{len(plan.steps):,}",
+        "",
+        "",
+        "",
+        quantity(sum(s.tokens for s in plan.stages)),
+        quantity(sum(s.bytes for s in plan.stages)),
+    ]
     memory = max(stage.memory_bytes for stage in plan.stages)
     table.add_section()
-    table.add_row("all", "", *total, "", "", f"{memory / 2**30:.1f}G", duration(sum(s.seconds for s in plan.stages)), style="bold")
+    table.add_row(
+        "all",
+        "",
+        *total,
+        "",
+        "",
+        f"{memory / 2**30:.1f}G",
+        duration(sum(s.seconds for s in plan.stages)),
+        style="bold",
+    )
     return Group(Text(header), table, *(Text(line, style="yellow") for line in plan_warnings(plan)))
 
 
@@ -63,5 +101,7 @@ def plan_warnings(plan: RunPlan) -> list[str]:
         )
     if plan.skipped:
         numbers = ", ".join(map(str, plan.skipped))
-        lines.append(f"stages too short for a step at this budget, left out: {numbers}; raise train.tokens or train.steps")
+        lines.append(
+            f"stages too short for a step at this budget, left out: {numbers}; raise train.tokens or train.steps"
+        )
     return lines

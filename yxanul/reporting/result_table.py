@@ -29,6 +29,13 @@ def result_table(result: dict, folder: Path) -> RenderableType:
         Text.assemble(f"\nsample {number}: ", (sample["prompt"], "bold cyan"), sample["text"])
         for number, sample in enumerate(result["samples"], 1)
     ]
-    names = ["result.json", "metrics.jsonl", "plan.json", "config.yaml", result["checkpoint"], "tensorboard"]
+    names = [
+        "result.json",
+        "metrics.jsonl",
+        "plan.json",
+        "config.yaml",
+        result["checkpoint"],
+        "tensorboard",
+    ]
     paths = [Text(f"  {folder / name}", overflow="fold") for name in names if (folder / name).exists()]
     return Group(Text(), scores, speed, *samples, Text("\nwritten:"), *paths)

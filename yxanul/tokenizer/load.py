@@ -47,7 +47,12 @@ class Tokenizer:
         return self.library.decode(list(ids), skip_special_tokens=False)
 
 
-def load_tokenizer(config: TokenizerConfig, cache: Path, corpus: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Tokenizer:
+def load_tokenizer(
+    config: TokenizerConfig,
+    cache: Path,
+    corpus: Callable[[], Iterable[str]],
+    corpus_fingerprint: str,
+) -> Tokenizer:
     """The tokenizer that the configuration names.
 
     Args:
@@ -75,24 +80,36 @@ def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         content = path.read_text(encoding="utf-8")
         library = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: is no tokenizer.json that the tokenizers library reads ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: is no tokenizer.json that the tokenizers library reads ({str(error).splitlines()[0]})"
+        ) from error
     if library.token_to_id(config.end_of_text) is None:
         library.add_special_tokens([config.end_of_text])
     vocab_size = library.get_vocab_size()
     if not config.vocab_size - SPARE_IDS < vocab_size <= config.vocab_size:
-        raise ConfigError("tokenizer.vocab_size", config.vocab_size, f"{path} has {vocab_size} entries; choose the tokenizer of that size or set tokenizer.vocab_size={vocab_size}")
+        raise ConfigError(
+            "tokenizer.vocab_size",
+            config.vocab_size,
+            f"{path} has {vocab_size} entries; choose the tokenizer of that size or set tokenizer.vocab_size={vocab_size}",
+        )
     end_of_text = library.token_to_id(config.end_of_text)
     library.encode_special_tokens = True
     return Tokenizer(
-        library, vocab_size, end_of_text, _byte_lengths(library, content),
-        hashlib.sha256(content.encode()).hexdigest(), path,
+        library,
+        vocab_size,
+        end_of_text,
+        _byte_lengths(library, content),
+        hashlib.sha256(content.encode()).hexdigest(),
+        path,
     )
 
 
 def _byte_lengths(library: tokenizers.Tokenizer, content: str) -> np.ndarray:
     """In a byte-level vocabulary every character of a token is one byte; added tokens are no text."""
     if '"ByteLevel"' not in content:
-        raise UserError("the tokenizer is not byte-level, so that bits per byte cannot be counted; choose a byte-level one")
+        raise UserError(
+            "the tokenizer is not byte-level, so that bits per byte cannot be counted; choose a byte-level one"
+        )
     lengths = np.zeros(library.get_vocab_size(), dtype=np.uint16)
     for token, index in library.get_vocab(with_added_tokens=False).items():
         lengths[index] = len(token)
@@ -114,8 +131,19 @@ def _from_hub(config: TokenizerConfig) -> Path:
         ) from error
 
 
-def _trained(config: TokenizerConfig, cache: Path, corpus: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Path:
-    recipe = [config.kind.value, config.vocab_size, config.transition, config.train_bytes, corpus_fingerprint]
+def _trained(
+    config: TokenizerConfig,
+    cache: Path,
+    corpus: Callable[[], Iterable[str]],
+    corpus_fingerprint: str,
+) -> Path:
+    recipe = [
+        config.kind.value,
+        config.vocab_size,
+        config.transition,
+        config.train_bytes,
+        corpus_fingerprint,
+    ]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     path = cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}.json"
     if not path.exists():

@@ -63,9 +63,7 @@ def train_superbpe(texts: Sequence[str], vocab_size: int, transition: int) -> To
     does, and if `transition` exceeds `vocab_size`.
     """
     if transition > vocab_size:
-        raise ValueError(
-            f"transition {transition} exceeds vocab_size {vocab_size}: use at most that."
-        )
+        raise ValueError(f"transition {transition} exceeds vocab_size {vocab_size}: use at most that.")
     vocabulary, merges = _learn_words(texts, transition)
     pieces = _encoded_pieces(texts, models.BPE(vocab=vocabulary, merges=merges))
     _learn_superwords(pieces, vocabulary, merges, vocab_size)

@@ -73,8 +73,7 @@ class ConsoleSink:
         self._stage = row["stage"]
         if new_stage:
             self._print(
-                f"stage {row['stage']} of {self._num_stages}: "
-                f"sequences of {row['seq_len']:,} tokens",
+                f"stage {row['stage']} of {self._num_stages}: sequences of {row['seq_len']:,} tokens",
                 style="bold cyan",
             )
         eta = _clock(self._pace.seconds_left(row))
@@ -88,9 +87,7 @@ class ConsoleSink:
     def _train_line(self, row: Row, eta: str) -> str:
         width = len(f"stage {self._num_stages} (2048)")
         stage = f"stage {row['stage']} ({row['seq_len']})".ljust(width)
-        return "  ".join(
-            [self._position("step", row), stage, *_figures(row, TRAIN_FIGURES), f"ETA {eta}"]
-        )
+        return "  ".join([self._position("step", row), stage, *_figures(row, TRAIN_FIGURES), f"ETA {eta}"])
 
     def _eval_line(self, row: Row) -> str:
         figures = _figures(row, EVAL_FIGURES)
@@ -164,11 +161,7 @@ class _Pace:
 
 
 def _figures(row: Row, figures: Figures) -> list[str]:
-    return [
-        text.format(row[name]).ljust(width)
-        for name, text, width in figures
-        if row.get(name) is not None
-    ]
+    return [text.format(row[name]).ljust(width) for name, text, width in figures if row.get(name) is not None]
 
 
 def _summary_line(summary: Row) -> str:

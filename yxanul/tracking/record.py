@@ -36,9 +36,7 @@ class Record:
         if not self.path.exists():
             return
         before = self.path.read_bytes()
-        after = b"".join(
-            line + b"\n" for line, row in _parse(before, self.path) if row["step"] <= step
-        )
+        after = b"".join(line + b"\n" for line, row in _parse(before, self.path) if row["step"] <= step)
         if after != before:
             _replace(self.path, after)
 
@@ -64,8 +62,7 @@ def _encode(row: Row) -> bytes:
         raise ValueError(f"a row needs a step, or no resume could place it: {row}")
     # NaN and Infinity are not JSON, and strict readers would refuse the whole file.
     finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
     return json.dumps(finite, allow_nan=False).encode() + b"\n"
 

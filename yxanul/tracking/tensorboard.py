@@ -17,9 +17,7 @@ class TensorBoardSink:
     def __init__(self, directory: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
 
-        self._writer = SummaryWriter(
-            log_dir=str(directory), purge_step=purge_step, flush_secs=FLUSH_SECONDS
-        )
+        self._writer = SummaryWriter(log_dir=str(directory), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
 
     def log(self, row: Row) -> None:
         for name, value in scalars(row).items():

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from torch import nn
 from yxanul.errors import UserError
 from yxanul.files import sync
 
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,13 @@ class TrainState:
     tokenizer: str = ""
 
 
-def save(folder: Path, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+def save(
+    folder: Path,
+    state: TrainState,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    keep: int,
+) -> Path:
     """Write the checkpoint of `state.step` under `folder` and remove all but the newest `keep`.
 
     Raises:
@@ -61,7 +73,7 @@ def save(folder: Path, state: TrainState, model: nn.Module, optimizer: torch.opt
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         safetensors.torch.save_file(dict(model.state_dict()), temporary / MODEL)
-        safetensors.torch.save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
+        safetensors.torch.save_file(_optimizer_tensors(model, optimizers), temporary / OPTIMIZER)
         (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
         hashes = {name: _sha256(temporary / name) for name in (MODEL, OPTIMIZER, STATE)}
         (temporary / MANIFEST).write_text(json.dumps(hashes, indent=2))
@@ -71,7 +83,9 @@ def save(folder: Path, state: TrainState, model: nn.Module, optimizer: torch.opt
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact, free some space and start again") from error
+        raise UserError(
+            f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact, free some space and start again"
+        ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -86,14 +100,24 @@ def verify(checkpoint: Path) -> None:
     """Hold every file against its hash; raise UserError naming the first that does not fit."""
     try:
         hashes = json.loads((checkpoint / MANIFEST).read_text())
-        damaged = next((name for name in (MODEL, OPTIMIZER, STATE) if _sha256(checkpoint / name) != hashes[name]), None)
+        damaged = next(
+            (name for name in (MODEL, OPTIMIZER, STATE) if _sha256(checkpoint / name) != hashes[name]),
+            None,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{checkpoint}: is no whole checkpoint ({error}); name another or remove it") from error
     if damaged:
-        raise UserError(f"{checkpoint}: {damaged} is damaged (its hash does not fit); remove this folder to go on from an earlier checkpoint")
+        raise UserError(
+            f"{checkpoint}: {damaged} is damaged (its hash does not fit); remove this folder to go on from an earlier checkpoint"
+        )
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainState:
+def load(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
+) -> TrainState:
     """Verify a checkpoint and put it into the model and the optimizer.
 
     Raises:
@@ -105,20 +129,34 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, d
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise UserError(f"{checkpoint}: belongs to another model ({name} is {found.get(name)} there, {expected.get(name)} here); compose the same model and tokenizer")
+            raise UserError(
+                f"{checkpoint}: belongs to another model ({name} is {found.get(name)} there, {expected.get(name)} here); compose the same model and tokenizer"
+            )
     model.load_state_dict(weights)
-    parameters = dict(model.named_parameters())
+    parameters, owners = dict(model.named_parameters()), _owners(optimizers)
     for key, tensor in safetensors.torch.load_file(checkpoint / OPTIMIZER, device=str(device)).items():
         quantity, _, name = key.partition("/")
-        optimizer.state[parameters[name]][quantity] = tensor
+        owners[parameters[name]].state[parameters[name]][quantity] = tensor
     return TrainState(**json.loads((checkpoint / STATE).read_text()))
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    owners = _owners(optimizers)
     return {
         f"{quantity}/{name}": tensor
         for name, parameter in model.named_parameters()
-        for quantity, tensor in optimizer.state[parameter].items()
+        for quantity, tensor in owners[parameter].state[parameter].items()
+    }
+
+
+def _owners(
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> dict[torch.Tensor, torch.optim.Optimizer]:
+    return {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     }
 
 

@@ -113,5 +113,7 @@ def _row(windows: list[tuple[list[int], int]]) -> Row:
         targets=np.concatenate([ids[1:] for ids, _ in windows]).astype(np.int64),
         positions=np.concatenate([np.arange(length) for length in lengths]),
         starts=[0, *np.cumsum(lengths[:-1]).tolist()],
-        scored=np.concatenate([np.arange(length) >= skipped for length, (_, skipped) in zip(lengths, windows, strict=True)]),
+        scored=np.concatenate(
+            [np.arange(length) >= skipped for length, (_, skipped) in zip(lengths, windows, strict=True)]
+        ),
     )

@@ -52,7 +52,7 @@ class Trainer:
     """
 
     model: Transformer
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     stream: Stream
     steps: Sequence[Step]
     device: torch.device
@@ -106,7 +106,7 @@ class Trainer:
 
     def _accumulate(self, step: Step, batches, stop: StopRequest) -> StepResult | None:
         """Forward and backward over the step's micro-batches; None if asked to stop in between."""
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         nats = torch.zeros((), device=self.device)
         tokens = num_bytes = 0
         for sequences in step.micro_batches:
@@ -128,9 +128,10 @@ class Trainer:
         """Take the optimizer step, or skip it if it is not finite; either way the data has moved on."""
         bad = not result.finite
         if not bad:
-            for group in self.optimizer.param_groups:
-                group["lr"] = step.lr * group.get("lr_scale", 1.0)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = step.lr * group["lr_scale"]
+                optimizer.step()
         return replace(
             state,
             step=step.index + 1,
@@ -142,35 +143,59 @@ class Trainer:
 
     def _log(self, step: Step, result: StepResult, state: TrainState, seconds: float) -> None:
         speed = step.tokens / seconds
-        self.tracker.log(TrainRow(
-            kind="train", step=state.step, stage=step.stage + 1, seq_len=step.seq_len,
-            tokens=state.tokens, bytes=state.bytes,
-            loss=result.nats / step.tokens, bits_per_byte=result.nats / math.log(2) / max(1, result.bytes),
-            lr=step.lr, grad_norm=result.grad_norm,
-            tokens_per_second=speed, bytes_per_second=result.bytes / seconds,
-            mfu=speed * self.flops_per_token(step.seq_len) / self.peak_flops,
-            memory_gb=hardware.memory_in_use(self.device), seconds=state.seconds,
-        ))
+        self.tracker.log(
+            TrainRow(
+                kind="train",
+                step=state.step,
+                stage=step.stage + 1,
+                seq_len=step.seq_len,
+                tokens=state.tokens,
+                bytes=state.bytes,
+                loss=result.nats / step.tokens,
+                bits_per_byte=result.nats / math.log(2) / max(1, result.bytes),
+                lr=step.lr,
+                grad_norm=result.grad_norm,
+                tokens_per_second=speed,
+                bytes_per_second=result.bytes / seconds,
+                mfu=speed * self.flops_per_token(step.seq_len) / self.peak_flops,
+                memory_gb=hardware.memory_in_use(self.device),
+                seconds=state.seconds,
+            )
+        )
         if not result.finite:
-            self.tracker.log(EventRow(kind="event", step=state.step, message="loss or gradient not finite, step skipped"))
+            self.tracker.log(
+                EventRow(
+                    kind="event",
+                    step=state.step,
+                    message="loss or gradient not finite, step skipped",
+                )
+            )
 
     def _evaluate(self, state: TrainState) -> Score:
         score = self.score()
-        self.tracker.log(EvalRow(
-            kind="eval", step=state.step, tokens=state.tokens, bytes=state.bytes,
-            bits_per_byte=score.bits_per_byte, perplexity=score.perplexity, eval_bytes=self.eval_bytes,
-            seconds=state.seconds,
-        ))
+        self.tracker.log(
+            EvalRow(
+                kind="eval",
+                step=state.step,
+                tokens=state.tokens,
+                bytes=state.bytes,
+                bits_per_byte=score.bits_per_byte,
+                perplexity=score.perplexity,
+                eval_bytes=self.eval_bytes,
+                seconds=state.seconds,
+            )
+        )
         return score
 
     def _save(self, state: TrainState) -> None:
         if state.step > 0:
-            checkpoint.save(self.checkpoint_folder, state, self.model, self.optimizer, self.checkpoint.keep)
+            checkpoint.save(self.checkpoint_folder, state, self.model, self.optimizers, self.checkpoint.keep)
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> tuple[Packed, torch.Tensor]:
     """A micro-batch as the model takes it, and its targets."""
     tokens, positions, targets = (
-        torch.from_numpy(array).to(device, non_blocking=True) for array in (batch.tokens, batch.positions, batch.targets)
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (batch.tokens, batch.positions, batch.targets)
     )
     return Packed(tokens, positions, layout(batch.segment_starts, len(batch.tokens), batch.seq_len, device)), targets

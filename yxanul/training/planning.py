@@ -88,16 +88,29 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
     for index, of_stage in curriculum.stage_steps(steps).items():
         first, tokens = of_stage[0], sum(step.tokens for step in of_stage)
         flops = tokens * count.training_flops_per_token(config.model, vocab, first.seq_len)
-        stages.append(StagePlan(
-            stage=index + 1, seq_len=first.seq_len, steps=len(of_stage), sequences=first.tokens // first.seq_len,
-            micro_batches=len(first.micro_batches), step_tokens=first.tokens, tokens=tokens,
-            bytes=round(tokens * config.tokenizer.bytes_per_token), lr=(first.lr, of_stage[-1].lr), grad_clip=first.grad_clip,
-            memory_bytes=memory(max(first.micro_batches) * first.seq_len), flops=flops, seconds=flops / speed,
-        ))
+        stages.append(
+            StagePlan(
+                stage=index + 1,
+                seq_len=first.seq_len,
+                steps=len(of_stage),
+                sequences=first.tokens // first.seq_len,
+                micro_batches=len(first.micro_batches),
+                step_tokens=first.tokens,
+                tokens=tokens,
+                bytes=round(tokens * config.tokenizer.bytes_per_token),
+                lr=(first.lr, of_stage[-1].lr),
+                grad_clip=first.grad_clip,
+                memory_bytes=memory(max(first.micro_batches) * first.seq_len),
+                flops=flops,
+                seconds=flops / speed,
+            )
+        )
     return RunPlan(
         steps=steps,
         stages=stages,
-        skipped=[number for number in range(1, len(config.curriculum.stages) + 1) if number not in {s.stage for s in stages}],
+        skipped=[
+            number for number in range(1, len(config.curriculum.stages) + 1) if number not in {s.stage for s in stages}
+        ],
         parameters=count.parameters(config.model, vocab),
         layer_parameters=count.layer_parameters(config.model),
         computes=precision.computes,

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,12 +28,20 @@ from yxanul.files import atomic_path, write_json
 from yxanul.model import count
 from yxanul.model.sample import sample
 from yxanul.model.transformer import Transformer
-from yxanul.optim.adamw import build_optimizer
+from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table
 from yxanul.tokenizer.load import Tokenizer, load_tokenizer
-from yxanul.tracking import ConsoleSink, Record, SafeSink, TensorBoardSink, Tracker, WandbSink, wandb_mode
+from yxanul.tracking import (
+    ConsoleSink,
+    Record,
+    SafeSink,
+    TensorBoardSink,
+    Tracker,
+    WandbSink,
+    wandb_mode,
+)
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
@@ -67,7 +75,10 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
     result_file = folder / "result.json"
     if result_file.exists():
         result = json.loads(result_file.read_text())
-        console.print(f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}", soft_wrap=True)
+        console.print(
+            f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}",
+            soft_wrap=True,
+        )
         return 0
     with locked(folder):
         return _train(config, folder, console)
@@ -87,17 +98,24 @@ def _train(config: Config, folder: Path, console: Console) -> int:
     model = Transformer(config.model, config.tokenizer.vocab_size, precision.linear, precision.dtype)
     model.initialize(config.model.init_std, torch.Generator().manual_seed(config.seed))
     model.to(device)
-    optimizer = build_optimizer(model, config.optimizer)
-    state = _resume(config, folder, plan, model, optimizer, device, text, console)
+    optimizers = build_optimizers(model, config.optimizer)
+    state = _resume(config, folder, plan, model, optimizers, device, text, console)
     tracker = _tracker(config, folder, plan, state, console)
     trainer = Trainer(
-        model=model, optimizer=optimizer, stream=Stream(text.corpus, config.seed, text.tokenizer.byte_lengths),
-        steps=plan.steps, device=device, tracker=tracker,
-        checkpoint_folder=folder / "checkpoints", checkpoint=config.checkpoint,
-        evaluate_every=config.evaluate.every, score=lambda: evaluate(model, text.held_out, device),
+        model=model,
+        optimizers=optimizers,
+        stream=Stream(text.corpus, config.seed, text.tokenizer.byte_lengths),
+        steps=plan.steps,
+        device=device,
+        tracker=tracker,
+        checkpoint_folder=folder / "checkpoints",
+        checkpoint=config.checkpoint,
+        evaluate_every=config.evaluate.every,
+        score=lambda: evaluate(model, text.held_out, device),
         eval_bytes=text.held_out.bytes,
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
-        peak_flops=plan.peak_flops, max_bad_steps=config.train.max_bad_steps,
+        peak_flops=plan.peak_flops,
+        max_bad_steps=config.train.max_bad_steps,
     )
     result = None
     try:
@@ -125,12 +143,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another with hydra.run.dir=DIR") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another with hydra.run.dir=DIR"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another process is training this run; wait for it, or change the seed") from error
+            raise UserError(
+                f"{folder}: another process is training this run; wait for it, or change the seed"
+            ) from error
         yield
 
 
@@ -139,7 +161,8 @@ def read_text(config: Config, console: Console) -> Text:
     parts = documents.open_source(config.data)
     cache = Path(config.data.cache).expanduser()
     tokenizer = load_tokenizer(
-        config.tokenizer, cache,
+        config.tokenizer,
+        cache,
         corpus=lambda: shards.training_documents(parts, config.data.held_out),
         corpus_fingerprint=f"{documents.source_fingerprint(parts)} {config.data.held_out}",
     )
@@ -147,9 +170,12 @@ def read_text(config: Config, console: Console) -> Text:
     texts = corpus.held_out(config.evaluate.bytes)
     console.print(
         f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) in {corpus.folder}",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
-    prompts = [[tokenizer.end_of_text, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode(texts[: config.evaluate.samples])]
+    prompts = [
+        [tokenizer.end_of_text, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode(texts[: config.evaluate.samples])
+    ]
     return Text(tokenizer, corpus, held_out(texts, tokenizer, config.model.max_seq_len), prompts)
 
 
@@ -160,8 +186,14 @@ def _say_epochs(plan: RunPlan, corpus: Corpus, console: Console) -> None:
 
 
 def _resume(
-    config: Config, folder: Path, plan: RunPlan, model: Transformer, optimizer: torch.optim.Optimizer,
-    device: torch.device, text: Text, console: Console,
+    config: Config,
+    folder: Path,
+    plan: RunPlan,
+    model: Transformer,
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
+    text: Text,
+    console: Console,
 ) -> TrainState:
     """The state to go on from: the run's own newest checkpoint, else the one that is named, else the beginning."""
     fresh = TrainState(corpus=text.corpus.fingerprint, tokenizer=text.tokenizer.fingerprint)
@@ -169,7 +201,7 @@ def _resume(
     if not own and config.resume_from_checkpoint is None:
         return fresh
     path = own[-1] if own else Path(config.resume_from_checkpoint).expanduser()
-    state = checkpoint.load(path, model, optimizer, device)
+    state = checkpoint.load(path, model, optimizers, device)
     if state.tokenizer != fresh.tokenizer:
         raise UserError(f"{path}: was trained with another tokenizer; compose the same one")
     if state.corpus != fresh.corpus:
@@ -187,24 +219,53 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
     record.truncate_after(state.step)
     tracking = config.tracking
     tokens, stages = sum(step.tokens for step in plan.steps), len(config.curriculum.stages)
-    sinks = [SafeSink("console", partial(ConsoleSink, tokens, len(plan.steps), stages, tracking.log_every, console))]
+    sinks = [
+        SafeSink(
+            "console",
+            partial(ConsoleSink, tokens, len(plan.steps), stages, tracking.log_every, console),
+        )
+    ]
     if tracking.tensorboard:
         sinks.append(SafeSink("tensorboard", partial(TensorBoardSink, folder / "tensorboard", state.step + 1)))
     mode = wandb_mode(tracking.wandb.mode.value, os.environ)
     if mode != WandbMode.disabled.value:
-        build = partial(WandbSink, folder, run_id=folder.name, name=folder.name, config=to_plain(config), mode=mode, project=tracking.wandb.project)
+        build = partial(
+            WandbSink,
+            folder,
+            run_id=folder.name,
+            name=folder.name,
+            config=to_plain(config),
+            mode=mode,
+            project=tracking.wandb.project,
+        )
         sinks.append(SafeSink("wandb", build))
     return Tracker(record, sinks)
 
 
 def _finish(
-    config: Config, folder: Path, plan: RunPlan, text: Text, model: Transformer, state: TrainState, score: Score
+    config: Config,
+    folder: Path,
+    plan: RunPlan,
+    text: Text,
+    model: Transformer,
+    state: TrainState,
+    score: Score,
 ) -> dict:
     """Generate the samples and write result.json; its presence says that the run is finished."""
     generator = torch.Generator().manual_seed(config.seed)
-    ids = sample(model, text.prompts, config.evaluate.sample_tokens, config.model.max_seq_len, text.tokenizer.end_of_text, generator)
+    ids = sample(
+        model,
+        text.prompts,
+        config.evaluate.sample_tokens,
+        config.model.max_seq_len,
+        text.tokenizer.end_of_text,
+        generator,
+    )
     samples = [
-        {"prompt": text.tokenizer.decode(prompt[1:]), "text": text.tokenizer.decode(whole[len(prompt):])}
+        {
+            "prompt": text.tokenizer.decode(prompt[1:]),
+            "text": text.tokenizer.decode(whole[len(prompt) :]),
+        }
         for prompt, whole in zip(text.prompts, ids, strict=True)
     ]
     result = {
@@ -223,7 +284,12 @@ def _finish(
         "computes": plan.computes,
         "device": plan.device,
         "peak_flops": plan.peak_flops,
-        "versions": {"yxanul": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "yxanul": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
         "checkpoint": str(checkpoint.checkpoints(folder / "checkpoints")[-1].relative_to(folder)),
         "samples": samples,
     }

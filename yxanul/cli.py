@@ -14,11 +14,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from yxanul import config as schema
 from yxanul.errors import UserError
+from yxanul.validation import validate
 
 
 def config_dir() -> Path:
@@ -28,20 +31,26 @@ def config_dir() -> Path:
 
 
 def run(task: Callable[[schema.Config], int], config_name: str) -> int:
-    """Compose `config_name` with the command line's overrides and run `task` on it.
+    """Compose `config_name` with the command line's overrides, validate it and run `task` on it.
 
     Returns the exit status: what the task returned, or 1 after a line on stderr for an error that the user
     can mend. With `--multirun` it is the worst status of the jobs.
     """
     schema.register()
+    OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    started = False
     statuses = []
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
-    def job(composed) -> None:
+    def job(composed: DictConfig) -> None:
+        nonlocal started
+        started = True
         try:
-            statuses.append(task(schema.parse(composed)))
+            config = schema.parse(composed)
+            validate(config)
+            statuses.append(task(config))
         except (UserError, OmegaConfBaseException) as error:
             if full_error:
                 raise
@@ -50,8 +59,9 @@ def run(task: Callable[[schema.Config], int], config_name: str) -> int:
 
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
-        if full_error:
+    except Exception as error:
+        ours = started and not isinstance(error, (HydraException, OmegaConfBaseException))
+        if full_error or ours:
             raise
         report(error)
         return 1
@@ -67,41 +77,74 @@ def report(error: Exception) -> None:
 
 def explain(error: Exception) -> str:
     """An error of ours, Hydra's or OmegaConf's as one line with the key, the value and the nearest choice."""
-    text = str(error)
-    if isinstance(error, UserError):
-        return " ".join(text.split())
+    mendable = _user_error(error)
+    if mendable:
+        return _one_line(mendable)
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error, text)
-    override = re.search(r"Could not override '([^']+)'", text)
-    leaf = re.search(r"Key '([^']+)' (?:is )?not in ", text)
-    key = re.search(r"full_key: (\S+)", text)
-    if override:
-        return _unknown_key(override[1])
-    if leaf and key:
-        return f"{key[1]}: no such key{_nearest(leaf[1], [known.rpartition('.')[2] for known in schema.known_keys()])}"
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.strip() and "Error merging override" not in line and not line.startswith("See ")
-    ]
-    return f"{key[1]}: {lines[0]}" if key else " ".join(" ".join(lines).split())
+        return _missing_choice(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: is not key=value; a value with special characters needs quotes: 'key=\"value\"'"
+    if isinstance(error, OmegaConfBaseException) or isinstance(error.__cause__, OmegaConfBaseException):
+        return _omegaconf_error(error)
+    if isinstance(error, HydraException):
+        return _one_line(error)
+    below_null = isinstance(error, (AssertionError, AttributeError))  # all that OmegaConf says about a key below a null
+    hint = "; choose what is set before its keys, for example optimizer=muon" if below_null else ""
+    return f"cannot set up {' '.join(sys.argv[1:]) or 'the run'} ({type(error).__name__}: {_one_line(error)}){hint}"
+
+
+def _checked_name(*, _root_: DictConfig) -> str:
+    """The run's name; a single run that cannot work gets an error instead, before Hydra makes it a folder."""
+    if _root_.hydra.mode is RunMode.RUN:
+        validate(schema.parse(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
+    return schema.run_name(_root_)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The error itself or what lies under it: OmegaConf wraps what a resolver raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return error
+
+
+def _omegaconf_error(error: Exception) -> str:
+    """Of the two errors Hydra's names the override as typed, and OmegaConf's, its cause, the fault."""
+    cause = error.__cause__ or error
+    override = re.match(r"(?:Could not override '|Error merging override [+~]*)([^'=]+)", str(error))
+    key = re.sub(r"\[(\d+)\]", r".\1", str(cause.full_key))
+    if override and override[1].startswith(f"{key}."):  # OmegaConf stops at the first part that it does not know
+        key = override[1]
+        if isinstance(cause.parent_node, ListConfig):
+            return f"{key}: no such entry; there are {len(cause.parent_node)}, counted from 0"
+    elif override and not key.startswith(override[1]):  # nor does it know where in a list an element will stand
+        key = f"{override[1]}.{key}"
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+        return _unknown_key(key)
+    return f"{key}: {_one_line(cause)}"
 
 
 def _unknown_key(key: str) -> str:
     if re.fullmatch(r"hardware\.micro_batch\.\d+", key):
         return f"{key}: this hardware has no entry for that length; add one with +{key}=SEQUENCES"
-    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
-    return f"{key}: no such key{_nearest(key, schema.known_keys() + groups)}"
+    index = re.search(r"\.\d+\.", key)
+    known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in schema.known_keys()]
+    groups = [path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"]
+    candidates = [name for name in known + groups if not key.startswith(f"{name}.")]
+    same_leaf = [name for name in known if name.endswith(f".{key}")]
+    return f"{key}: no such key{_nearest(key, candidates) or _nearest(key, same_leaf, cutoff=0)}"
 
 
-def _missing_choice(error: MissingConfigException, text: str) -> str:
-    wanted = re.search(r"Could not find '([^']+)'", text)
-    name = wanted[1] if wanted else str(error.missing_cfg_file)
-    group, _, choice = name.rpartition("/")
-    options = sorted(error.options or [])
-    return f"{group}={choice}: no such choice{_nearest(choice, options)}; there are {', '.join(options)}"
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = sorted(error.options or (path.stem for path in (config_dir() / group).glob("*.yaml")))
+    return f"{group or 'config'}={choice}: no such choice{_nearest(choice, options)}; there are {', '.join(options)}"
 
 
-def _nearest(word: str, candidates: list[str]) -> str:
-    matches = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+def _one_line(error: Exception) -> str:
+    """The error's text without what OmegaConf adds in lines of its own."""
+    return " ".join(re.sub(r"\n    (full_key: |reference_type=|object_type=).*", "", str(error)).split())
+
+
+def _nearest(word: str, candidates: list[str], cutoff: float = 0.5) -> str:
+    matches = difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)
     return f"; did you mean {matches[0]}?" if matches else ""

@@ -88,7 +88,8 @@ def plan(
     if total == 0:
         smallest = min(stage.step_tokens for stage in stages)
         raise ValueError(
-            f"train.tokens={train.tokens}: is less than one optimizer step of {smallest} tokens; raise it or lower curriculum.max_step_tokens"
+            f"train.tokens={train.tokens}: is less than one optimizer step of {smallest} tokens; "
+            "raise it or lower curriculum.max_step_tokens"
         )
     steps: list[Step] = []
     first_token = 0

@@ -18,9 +18,7 @@ def plan(config: Config) -> int:
     from yxanul.precision.linear import build_precision
     from yxanul.reporting.plan_table import plan_table
     from yxanul.training.planning import make_plan
-    from yxanul.validation import validate
 
-    validate(config)
     device = hardware.planned_device(config.hardware.device)
     console = Console()
     table = plan_table(make_plan(config, device, build_precision(config.precision, device)))

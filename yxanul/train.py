@@ -17,18 +17,11 @@ def train(config: Config) -> int:
     from rich.console import Console
 
     from yxanul.training.run import train_run
-    from yxanul.validation import validate
 
-    validate(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return train_run(config, Path(_shown(folder)), Console())
-
-
-def _shown(folder) -> str:
-    """The folder as the user would type it: relative where it lies below the working directory."""
-    from pathlib import Path
-
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return train_run(config, folder, Console())
 
 
 if __name__ == "__main__":

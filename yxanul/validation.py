@@ -5,7 +5,8 @@ anything is read, built or written.
 """
 
 import math
-from collections.abc import Iterable
+from dataclasses import replace
+from operator import attrgetter
 
 from yxanul.config import (
     Config,
@@ -14,6 +15,7 @@ from yxanul.config import (
     HardwareConfig,
     ModelConfig,
     Positions,
+    ScheduleKind,
     TokenizerKind,
 )
 from yxanul.errors import ConfigError
@@ -49,39 +51,48 @@ def _positive(config: Config) -> None:
         "tokenizer": ("vocab_size", "transition", "train_bytes", "bytes_per_token"),
         "curriculum": ("max_step_tokens", "max_seq_len"),
         "hardware": ("memory_gb", "utilization"),
+        "hardware.peak_tflops": ("fp32", "bf16"),
         "optimizer": ("lr", "eps"),
+        "optimizer.muon": ("lr", "iterations"),
         "train": ("tokens", "steps", "max_bad_steps"),
-        "evaluate": ("every", "bytes"),
+        "evaluate": ("every", "bytes", "sample_tokens"),
         "checkpoint": ("every", "keep"),
         "tracking": ("log_every",),
     }
     for group, keys in groups.items():
-        for key in keys:
-            value = getattr(getattr(config, group), key)
+        section = attrgetter(group)(config)
+        for key in keys if section is not None else ():
+            value = getattr(section, key)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{group}.{key}", value, "must be greater than 0")
 
 
 def _model(model: ModelConfig) -> None:
     if model.hidden_size % model.num_heads:
+        heads = [d for d in _divisors(model.hidden_size) if not _odd_heads(replace(model, num_heads=d))]
+        fitting = [d for d in heads if d % model.num_kv_heads == 0]  # where some do, name only those
         raise ConfigError(
             "model.num_heads",
             model.num_heads,
-            _divisors(model.num_heads, model.hidden_size, "model.hidden_size"),
+            f"must divide model.hidden_size={model.hidden_size}{_nearest(model.num_heads, fitting or heads)}",
+        )
+    if _odd_heads(model):
+        raise ConfigError(
+            "model.num_heads",
+            model.num_heads,
+            "rotary positions need an even head size, "
+            f"and model.hidden_size/num_heads is {model.hidden_size // model.num_heads}",
         )
     if model.num_heads % model.num_kv_heads:
         raise ConfigError(
             "model.num_kv_heads",
             model.num_kv_heads,
-            _divisors(model.num_kv_heads, model.num_heads, "model.num_heads"),
+            f"must divide model.num_heads={model.num_heads}{_nearest(model.num_kv_heads, _divisors(model.num_heads))}",
         )
-    head_dim = model.hidden_size // model.num_heads
-    if model.positions is Positions.rotary and head_dim % 2:
-        raise ConfigError(
-            "model.num_heads",
-            model.num_heads,
-            f"rotary positions need an even head size, and hidden_size/num_heads is {head_dim}",
-        )
+
+
+def _odd_heads(model: ModelConfig) -> bool:
+    return model.positions is Positions.rotary and model.hidden_size // model.num_heads % 2 == 1
 
 
 def _tokenizer(config: Config) -> None:
@@ -121,7 +132,8 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
             raise ConfigError(
                 f"{key}.seq_len",
                 stage.seq_len,
-                f"is longer than the model's positions; set curriculum.max_seq_len={max_seq_len} or raise model.max_seq_len={max_seq_len}",
+                f"is longer than the model's positions; set curriculum.max_seq_len={max_seq_len} "
+                "or raise model.max_seq_len",
             )
         if stage.step_tokens % stage.seq_len:
             nearest = max(stage.seq_len, round(stage.step_tokens / stage.seq_len) * stage.seq_len)
@@ -130,20 +142,21 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
                 stage.step_tokens,
                 f"must be a multiple of seq_len={stage.seq_len}, for example {nearest}",
             )
-        cap = curriculum.max_step_tokens
-        if cap is not None and cap < seq_len:
-            raise ConfigError(
-                "curriculum.max_step_tokens",
-                cap,
-                f"holds no sequence of stage {index + 1}, whose length is {seq_len}; set at least {seq_len}",
-            )
+    cap = curriculum.max_step_tokens
+    longest = max(min(stage.seq_len, curriculum.max_seq_len or stage.seq_len) for stage in curriculum.stages)
+    if cap is not None and cap < longest:
+        raise ConfigError(
+            "curriculum.max_step_tokens",
+            cap,
+            f"holds no sequence of the longest stage; set at least {longest}, or curriculum.max_seq_len={cap}",
+        )
     total = math.fsum(stage.share for stage in curriculum.stages)
     if abs(total - 1) > 1e-6:
         last = curriculum.stages[-1].share + 1 - total
         hint = f", for example the last share {last:.6g}" if last > 0 else ""
         raise ConfigError(
             "curriculum.stages",
-            f"shares adding up to {total:.6g}",
+            f"shares adding up to {total:.9g}",
             f"shares must add up to 1{hint}",
         )
 
@@ -151,7 +164,7 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
 def _micro_batches(hardware: HardwareConfig) -> None:
     for length, sequences in hardware.micro_batch.items():
         key = f"hardware.micro_batch.{length}"
-        if not length.isdigit() or int(length) == 0:
+        if not length.isdecimal() or int(length) == 0:
             raise ConfigError(key, sequences, f"{length} is not a sequence length")
         if sequences != "auto" and not (isinstance(sequences, int) and sequences >= 1):
             raise ConfigError(key, sequences, "must be a number of sequences, at least 1, or auto")
@@ -174,23 +187,29 @@ def _shares(config: Config) -> None:
     ):
         if not 0 <= value <= 1:
             raise ConfigError(f"schedule.{key}", value, "must be a share between 0 and 1")
-    if config.schedule.warmup + config.schedule.decay > 1:
+    schedule, optimizer = config.schedule, config.optimizer
+    if schedule.kind is ScheduleKind.wsd and schedule.warmup + schedule.decay > 1:
         raise ConfigError(
             "schedule.decay",
-            config.schedule.decay,
-            f"with schedule.warmup={config.schedule.warmup} it is more than the whole run",
+            schedule.decay,
+            f"with schedule.warmup={schedule.warmup} it is more than the whole run",
         )
-    if config.optimizer.weight_decay < 0:
-        raise ConfigError("optimizer.weight_decay", config.optimizer.weight_decay, "must not be negative")
-    if config.evaluate.samples < 0 or config.evaluate.sample_tokens < 1:
-        raise ConfigError(
-            "evaluate.samples",
-            config.evaluate.samples,
-            "must not be negative, and evaluate.sample_tokens at least 1",
-        )
+    if optimizer.muon is not None and not 0 <= optimizer.muon.momentum < 1:
+        raise ConfigError("optimizer.muon.momentum", optimizer.muon.momentum, "must be at least 0 and below 1")
+    for key, value in (
+        ("optimizer.weight_decay", optimizer.weight_decay),
+        ("optimizer.muon.weight_decay", optimizer.muon.weight_decay if optimizer.muon else 0),
+        ("evaluate.samples", config.evaluate.samples),
+        ("seed", config.seed),
+    ):
+        if not value >= 0:
+            raise ConfigError(key, value, "must not be negative")
 
 
-def _divisors(value: int, whole: int, name: str) -> str:
-    divisors: Iterable[int] = (d for d in range(1, whole + 1) if whole % d == 0)
-    nearest = sorted(sorted(divisors, key=lambda d: (abs(d - value), d))[:2])
-    return f"must divide {name}={whole}; nearest valid: {' or '.join(map(str, nearest))}"
+def _divisors(whole: int) -> list[int]:
+    return [d for d in range(1, whole + 1) if whole % d == 0]
+
+
+def _nearest(value: int, valid: list[int]) -> str:
+    nearest = sorted(sorted(valid, key=lambda d: (abs(d - value), d))[:2])
+    return f"; nearest valid: {' or '.join(map(str, nearest))}" if nearest else ""

@@ -7,6 +7,7 @@ streamed by row group with only the text column decoded.
 
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,22 +103,23 @@ def parquet_documents(file: Path, column: str) -> Iterator[str]:
                 for text in table.read_row_group(group, columns=[column])[column].to_pylist():
                     if text:
                         yield text
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file}: is damaged ({_first_line(error)}); download it again or remove it") from error
 
 
 def jsonl_documents(file: Path, column: str) -> Iterator[str]:
     """The non-empty texts under `column` of a file with one JSON object a line."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                text = json.loads(line)[column]
-            except (ValueError, KeyError, TypeError) as error:
+                # JSON may hold lone surrogates, which are no text
+                text = (json.loads(line)[column] or "").encode("utf-8", "replace").decode()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{file}:{number}: is no JSON object with a {column!r} field; mend or remove the line"
+                    f"{file}:{number}: is no JSON object with text under {column!r}; mend or remove the line"
                 ) from error
             if text:
-                yield text.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which are no text
+                yield text
 
 
 def text_documents(file: Path, column: str) -> Iterator[str]:
@@ -126,7 +128,7 @@ def text_documents(file: Path, column: str) -> Iterator[str]:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text ({_first_line(error)}); convert it or remove it") from error
-    for document in text.split("\n<|endoftext|>\n"):
+    for document in re.split(r"\n?^<\|endoftext\|>$\n?", text, flags=re.MULTILINE):
         if document:
             yield document
 

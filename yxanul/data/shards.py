@@ -25,12 +25,13 @@ from yxanul.files import atomic_path, write_json
 from yxanul.tokenizer.load import Tokenizer
 
 BATCH_CHARACTERS = 1_000_000
+SUFFIXES = (".tokens", ".offsets.npy", ".held_out.parquet")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard holds; `tokens`, `documents` and `bytes` are of its training documents."""
+    """What a shard holds; `tokens`, `documents` and `bytes` are of its training documents, `sizes` of its files."""
 
     name: str
     part: str
@@ -39,6 +40,7 @@ class ShardInfo:
     documents: int
     bytes: int
     held_out_documents: int
+    sizes: list[int]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Corpus:
         return sum(shard.bytes for shard in self.shards)
 
     def open(self) -> tuple[list[np.memmap], list[np.ndarray]]:
-        """Each shard's tokens (memory-mapped) and document offsets (documents + 1,) int64, shards without documents left out."""
+        """Each non-empty shard's tokens, memory-mapped, and its document offsets, (documents + 1,) int64."""
         filled = [shard for shard in self.shards if shard.documents]
         tokens = [np.memmap(self.folder / f"{shard.name}.tokens", dtype=self.dtype, mode="r") for shard in filled]
         return tokens, [np.load(self.folder / f"{shard.name}.offsets.npy") for shard in filled]
@@ -108,7 +110,7 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Pat
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     folder = cache / "tokens" / fingerprint[:16]
     names = {f"{index:05d}": part for index, part in enumerate(parts)}
-    done = {name: info for name, part in names.items() if (info := _finished(folder, name, part, dtype))}
+    done = {name: info for name, part in names.items() if (info := _finished(folder, name, part))}
     missing = [name for name in names if name not in done]
     for name in track(missing, f"tokenizing into {folder}", disable=not missing):
         done[name] = _write_shard(folder, name, names[name], tokenizer, held_out, dtype)
@@ -131,15 +133,13 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Pat
     return corpus
 
 
-def _finished(folder: Path, name: str, part: Part, dtype: np.dtype) -> ShardInfo | None:
+def _finished(folder: Path, name: str, part: Part) -> ShardInfo | None:
     try:
         info = ShardInfo(**json.loads((folder / f"{name}.json").read_text()))
-        sizes = [
-            (folder / f"{name}{suffix}").stat().st_size for suffix in (".tokens", ".offsets.npy", ".held_out.parquet")
-        ]
+        sizes = _sizes(folder, name)
     except (OSError, ValueError, TypeError):
         return None
-    if info.fingerprint != part.fingerprint or sizes[0] != info.tokens * dtype.itemsize:
+    if info.fingerprint != part.fingerprint or info.sizes != sizes:
         log.warning("%s: shard %s does not fit its record and is made again", folder, name)
         return None
     return info
@@ -164,9 +164,22 @@ def _write_shard(
         np.save(output, np.array(offsets, dtype=np.int64))
     with atomic_path(folder / f"{name}.held_out.parquet") as path:
         parquet.write_table(pyarrow.table({"text": pyarrow.array(kept_apart, pyarrow.string())}), path)
-    info = ShardInfo(name, part.name, part.fingerprint, offsets[-1], len(offsets) - 1, num_bytes, len(kept_apart))
+    info = ShardInfo(
+        name=name,
+        part=part.name,
+        fingerprint=part.fingerprint,
+        tokens=offsets[-1],
+        documents=len(offsets) - 1,
+        bytes=num_bytes,
+        held_out_documents=len(kept_apart),
+        sizes=_sizes(folder, name),
+    )
     write_json(folder / f"{name}.json", asdict(info))
     return info
+
+
+def _sizes(folder: Path, name: str) -> list[int]:
+    return [(folder / f"{name}{suffix}").stat().st_size for suffix in SUFFIXES]
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:

@@ -44,7 +44,6 @@ def layout(segment_starts: Sequence[int], num_tokens: int, seq_len: int, device:
     tile = TILE // seq_len * seq_len
     segments = torch.zeros(-(-num_tokens // tile) * tile, dtype=torch.int32)
     segments[starts] = 1
-    segments[num_tokens:] = 1  # each padding token attends to itself, so that no softmax is empty
     tiles = segments.cumsum(0).view(-1, tile)
     same = tiles[:, :, None] == tiles[:, None, :]
     return Layout(mask=same.tril().unsqueeze(1).to(device))

@@ -25,9 +25,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for chunk in _chunks(len(targets), len(weight)):
             logits = (hidden[chunk] @ weight.T).float()
             target = targets[chunk].unsqueeze(1)
-            log_z = logits.logsumexp(1, keepdim=True)
-            total += (log_z - logits.gather(1, target)).sum()
-            gradient = logits.sub_(log_z).exp_()
+            # In place and with one exp: the vocabulary is wide, and passes over it cost as much as the products.
+            largest = logits.amax(1, keepdim=True)
+            total += (largest - logits.gather(1, target)).sum()
+            exponents = logits.sub_(largest).exp_()
+            partition = exponents.sum(1, keepdim=True)
+            total += partition.log().sum()
+            gradient = exponents.div_(partition)
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
             gradient = gradient.to(hidden.dtype)
             grad_hidden[chunk] = gradient @ weight

@@ -34,7 +34,7 @@ def sample(
         packed = Packed(
             torch.tensor([token for context in contexts for token in context], device=device),
             torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device),
-            layout((ends - lengths).tolist(), int(ends[-1]), max_seq_len, device),
+            layout((ends - lengths).tolist(), int(ends[-1]), int(ends[-1]), device),  # as one sequence of segments
         )
         logits, ids = model.next_token_logits(packed, (ends - 1).to(device)).cpu().topk(top_k)
         chosen = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)

@@ -9,12 +9,13 @@ from yxanul.training.planning import RunPlan
 
 def duration(seconds: float) -> str:
     """Seconds in the two largest units, e.g. "2 h 05 min"."""
+    seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+        return f"{seconds // 60} min {seconds % 60:02} s"
     if seconds < 48 * 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
     return f"{seconds / 86400:.1f} days"
 
 

@@ -23,7 +23,8 @@ def result_table(result: dict, folder: Path) -> RenderableType:
     scores.add_row("xz -9", f"{result['xz_bits_per_byte']:.4f}")
     speed = Text(
         f"{result['steps']:,} steps, {quantity(result['tokens'])} tokens ({quantity(result['bytes'])} bytes) "
-        f"in {duration(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s on {result['device']} in {result['computes']}"
+        f"in {duration(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s "
+        f"on {result['device']} in {result['computes']}"
     )
     samples = [
         Text.assemble(f"\nsample {number}: ", (sample["prompt"], "bold cyan"), sample["text"])

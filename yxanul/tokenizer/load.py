@@ -85,12 +85,12 @@ def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         ) from error
     if library.token_to_id(config.end_of_text) is None:
         library.add_special_tokens([config.end_of_text])
-    vocab_size = library.get_vocab_size()
+    vocab_size = 1 + max(library.get_vocab().values())  # some files leave ids out
     if not config.vocab_size - SPARE_IDS < vocab_size <= config.vocab_size:
         raise ConfigError(
             "tokenizer.vocab_size",
             config.vocab_size,
-            f"{path} has {vocab_size} entries; choose the tokenizer of that size or set tokenizer.vocab_size={vocab_size}",
+            f"{path} has {vocab_size} entries; choose the tokenizer of that size, or set tokenizer.vocab_size to it",
         )
     end_of_text = library.token_to_id(config.end_of_text)
     library.encode_special_tokens = True
@@ -98,33 +98,32 @@ def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         library,
         vocab_size,
         end_of_text,
-        _byte_lengths(library, content),
+        _byte_lengths(library, vocab_size, content),
         hashlib.sha256(content.encode()).hexdigest(),
         path,
     )
 
 
-def _byte_lengths(library: tokenizers.Tokenizer, content: str) -> np.ndarray:
-    """In a byte-level vocabulary every character of a token is one byte; added tokens are no text."""
+def _byte_lengths(library: tokenizers.Tokenizer, vocab_size: int, content: str) -> np.ndarray:
+    """In a byte-level vocabulary every character of a token is one byte; special tokens are no text."""
     if '"ByteLevel"' not in content:
         raise UserError(
             "the tokenizer is not byte-level, so that bits per byte cannot be counted; choose a byte-level one"
         )
-    lengths = np.zeros(library.get_vocab_size(), dtype=np.uint16)
+    lengths = np.zeros(vocab_size, dtype=np.uint16)
     for token, index in library.get_vocab(with_added_tokens=False).items():
         lengths[index] = len(token)
-    for index in library.get_added_tokens_decoder():
-        lengths[index] = 0
+    for index, added in library.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
     return lengths
 
 
 def _from_hub(config: TokenizerConfig) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(hf_hub_download(config.repo, "tokenizer.json", revision=config.revision))
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's, or one of the HTTP library below it
         raise UserError(
             f"tokenizer {config.repo}: cannot be downloaded ({type(error).__name__}); give its file with "
             "tokenizer.path=FILE, or train one on your data with tokenizer=superbpe8k"

@@ -7,11 +7,11 @@ rows after its checkpoint in one atomic step before it writes them anew.
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from yxanul.files import atomic_path
 from yxanul.tracking.rows import Row
 
 
@@ -38,7 +38,8 @@ class Record:
         before = self.path.read_bytes()
         after = b"".join(line + b"\n" for line, row in _parse(before, self.path) if row["step"] <= step)
         if after != before:
-            _replace(self.path, after)
+            with atomic_path(self.path) as temporary:
+                temporary.write_bytes(after)
 
     def close(self) -> None:
         """Let go of the file. A later `append` opens it again."""
@@ -78,18 +79,3 @@ def _parse(content: bytes, path: Path) -> Iterator[tuple[bytes, Row]]:
                 return
             raise ValueError(f"{path}, line {number} is not a JSON row: {error}") from error
         yield line, row
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file so that a crash at any moment leaves the old content or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name, too, must outlive a power cut
-    finally:
-        os.close(directory)

@@ -84,7 +84,8 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact, free some space and start again"
+            f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact, "
+            "free some space and start again"
         ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -93,7 +94,8 @@ def save(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def verify(checkpoint: Path) -> None:
@@ -108,7 +110,8 @@ def verify(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint}: is no whole checkpoint ({error}); name another or remove it") from error
     if damaged:
         raise UserError(
-            f"{checkpoint}: {damaged} is damaged (its hash does not fit); remove this folder to go on from an earlier checkpoint"
+            f"{checkpoint}: {damaged} is damaged (its hash does not fit); "
+            "remove this folder to go on from an earlier checkpoint"
         )
 
 
@@ -121,7 +124,7 @@ def load(
     """Verify a checkpoint and put it into the model and the optimizer.
 
     Raises:
-        UserError: it is damaged, or belongs to another model.
+        UserError: it is damaged, or belongs to another model or optimizer.
     """
     verify(checkpoint)
     weights = safetensors.torch.load_file(checkpoint / MODEL, device=str(device))
@@ -130,20 +133,27 @@ def load(
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise UserError(
-                f"{checkpoint}: belongs to another model ({name} is {found.get(name)} there, {expected.get(name)} here); compose the same model and tokenizer"
+                f"{checkpoint}: belongs to another model ({name} is {found.get(name)} there, "
+                f"{expected.get(name)} here); compose the same model and tokenizer"
             )
     model.load_state_dict(weights)
     parameters, owners = dict(model.named_parameters()), _owners(optimizers)
     for key, tensor in safetensors.torch.load_file(checkpoint / OPTIMIZER, device=str(device)).items():
-        quantity, _, name = key.partition("/")
-        owners[parameters[name]].state[parameters[name]][quantity] = tensor
+        kind, quantity, name = key.split("/")
+        owner = owners[parameters[name]]
+        if type(owner).__name__ != kind:
+            raise UserError(
+                f"{checkpoint}: was trained with another optimizer ({kind} for {name} there, "
+                f"{type(owner).__name__} here); compose the same one"
+            )
+        owner.state[parameters[name]][quantity] = tensor
     return TrainState(**json.loads((checkpoint / STATE).read_text()))
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
     owners = _owners(optimizers)
     return {
-        f"{quantity}/{name}": tensor
+        f"{type(owners[parameter]).__name__}/{quantity}/{name}": tensor
         for name, parameter in model.named_parameters()
         for quantity, tensor in owners[parameter].state[parameter].items()
     }

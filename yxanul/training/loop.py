@@ -94,8 +94,8 @@ class Trainer:
             self._log(step, result, state, now - start)
             if state.bad_in_a_row >= self.max_bad_steps:
                 raise UserError(
-                    f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, up to step {state.step}; "
-                    "lower optimizer.lr or look at the data; the checkpoints before are intact"
+                    f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
+                    f"up to step {state.step}; lower optimizer.lr or look at the data; the checkpoints before are intact"
                 )
             if state.step == len(self.steps) or (self.evaluate_every and state.step % self.evaluate_every == 0):
                 score = self._evaluate(state)
@@ -113,7 +113,7 @@ class Trainer:
             if stop.signal is not None:
                 return None
             batch = next(batches)
-            assert batch.seq_len == step.seq_len and len(batch.tokens) == sequences * step.seq_len
+            assert len(batch.tokens) == sequences * step.seq_len
             packed, targets = to_device(batch, self.device)
             loss = self.model(packed, targets)
             (loss / step.tokens).backward()

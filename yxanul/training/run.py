@@ -85,12 +85,9 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
 
 
 def _train(config: Config, folder: Path, console: Console) -> int:
-    with atomic_path(folder / "config.yaml") as path:
-        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
     device = hardware.select_device(config.hardware.device)
     precision = build_precision(config.precision, device)
     plan = make_plan(config, device, precision)
-    write_json(folder / "plan.json", plan.record())
     console.print(plan_table(plan))
     text = read_text(config, console)
     _say_epochs(plan, text.corpus, console)
@@ -100,6 +97,9 @@ def _train(config: Config, folder: Path, console: Console) -> int:
     model.to(device)
     optimizers = build_optimizers(model, config.optimizer)
     state = _resume(config, folder, plan, model, optimizers, device, text, console)
+    with atomic_path(folder / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    write_json(folder / "plan.json", plan.record())
     tracker = _tracker(config, folder, plan, state, console)
     trainer = Trainer(
         model=model,
@@ -169,7 +169,8 @@ def read_text(config: Config, console: Console) -> Text:
     corpus = shards.prepare(parts, tokenizer, config.data.held_out, cache)
     texts = corpus.held_out(config.evaluate.bytes)
     console.print(
-        f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) in {corpus.folder}",
+        f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) "
+        f"in {corpus.folder}",
         highlight=False,
         soft_wrap=True,
     )
@@ -301,7 +302,8 @@ def _finish(
 
 def _stopped(number: signal.Signals | None, state: TrainState, plan: RunPlan, folder: Path, console: Console) -> int:
     console.print(
-        f"stopped by {number.name} at step {state.step} of {len(plan.steps)}; the same command goes on from {folder / 'checkpoints'}",
+        f"stopped by {number.name} at step {state.step} of {len(plan.steps)}; "
+        f"the same command goes on from {folder / 'checkpoints'}",
         soft_wrap=True,
     )
     return 128 + number

@@ -1,0 +1,202 @@
+"""Killed at any moment and started again with the same command, a run ends as if it had been left alone."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from yxanul.tracking import read_rows
+
+KILLER = """
+import os, runpy, signal, sys
+point, number = sys.argv.pop(1).split(":")
+left = int(number)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at(module, name, before=False, inside=None):
+    real = getattr(module, name)
+    def call(*arguments, **keywords):
+        global left
+        left -= 1
+        if left == 0 and inside:
+            inside(real, *arguments, **keywords)
+        if left == 0 and before:
+            die()
+        result = real(*arguments, **keywords)
+        if left == 0:
+            die()
+        return result
+    setattr(module, name, call)
+
+def half(real, tensors, path):
+    real(tensors, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    die()
+
+from yxanul.data import shards
+from yxanul.tokenizer import load
+from yxanul.tracking import Record
+from yxanul.training import checkpoint, run
+if point == "tokenizer":  # trained, and not yet kept
+    kill_at(load, "atomic_path", before=True)
+elif point == "shard":  # one shard is whole, the next is being written
+    kill_at(shards.parquet, "write_table", before=True)
+elif point == "row":  # a step is in the record, its checkpoint is not
+    kill_at(Record, "append")
+elif point == "weights":  # the checkpoint's first file is half written
+    kill_at(checkpoint.safetensors.torch, "save_file", inside=half)
+elif point == "renamed":  # the checkpoint is there, old ones are not yet removed
+    kill_at(checkpoint.os, "replace")
+elif point == "evaluated":  # everything is done but the result
+    kill_at(run, "write_json", before=True)
+else:
+    sys.exit(f"no such point: {point}")
+sys.argv[0] = "yxanul.train"
+runpy.run_module("yxanul.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def learned(folder: Path) -> list[tuple]:
+    return [
+        (row["kind"], row["step"], row["stage"], row["loss"], row["grad_norm"])
+        if row["kind"] == "train"
+        else (row["kind"], row["step"], row["bits_per_byte"])
+        for row in read_rows(folder / "metrics.jsonl")
+    ]
+
+
+def check_same(folder: Path, other: Path) -> None:
+    assert learned(folder) == learned(other)
+    results = [json.loads((each / "result.json").read_text()) for each in (folder, other)]
+    for name in ("bits_per_byte", "tokens", "bytes", "samples", "checkpoint"):
+        assert results[0][name] == results[1][name]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [each / results[0]["checkpoint"] / name for each in (folder, other)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def stages(folder: Path) -> dict[int, int]:
+    return {row["step"]: row["stage"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"}
+
+
+def test_killed_inside_every_part_of_a_run(train, undisturbed, tmp_path):
+    """SIGKILL while the tokenizer, a shard, a step, a checkpoint and the result are made, in a chain."""
+    folder = tmp_path / "run"
+    stage = stages(undisturbed[1])
+    change = next(step for step in sorted(stage) if step > 3 and stage[step] != stage[step + 1])
+    points = ["tokenizer:1", "shard:3", f"row:{change}", "weights:1", "renamed:3", "row:2", "weights:4", "evaluated:2"]
+    reached = []
+    for point in points:
+        status, _, err = train(
+            f"hydra.run.dir={folder}", program=("-c", KILLER, point), YXANUL_CACHE=str(tmp_path / "cache")
+        )
+        assert status == -signal.SIGKILL, (point, err)
+        assert not (folder / "result.json").exists()
+        reached.append(max(stages(folder), default=0) if (folder / "metrics.jsonl").exists() else 0)
+    assert reached[2] == change  # killed between two stages
+    assert reached[-1] == len(stage) > max(reached[:-1])
+    status, _, err = train(f"hydra.run.dir={folder}", YXANUL_CACHE=str(tmp_path / "cache"))
+    assert (status, err) == (0, "")
+    check_same(folder, undisturbed[1])
+    assert not [path for path in tmp_path.rglob("*.tmp") if path.is_dir()]
+
+
+def test_killed_from_outside_at_any_moment(start, train, wait_for, undisturbed, tmp_path):
+    """The plain command, killed twice wherever it happens to be."""
+    folder = tmp_path / "run"
+    record = folder / "metrics.jsonl"
+    for rows in (4, 13):
+        process = start(f"hydra.run.dir={folder}")
+        wait_for(lambda rows=rows: record.exists() and record.read_bytes().count(b"\n") >= rows, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    status, _, err = train(f"hydra.run.dir={folder}")
+    assert (status, err) == (0, "")
+    check_same(folder, undisturbed[1])
+
+
+def test_sigterm_saves_and_a_second_process_is_kept_out(start, train, wait_for, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    record = folder / "metrics.jsonl"
+    first = start(f"hydra.run.dir={folder}")
+    try:
+        wait_for(lambda: record.exists() and record.read_bytes().count(b"\n") >= 5, first)
+        first.send_signal(signal.SIGSTOP)  # so that it holds the run for as long as the second needs
+        before = record.read_bytes()
+        status, _, err = train(f"hydra.run.dir={folder}")
+        assert status == 1
+        assert err.count("\n") == 1 and err.startswith("error: ") and "another process" in err
+        assert record.read_bytes() == before
+        first.send_signal(signal.SIGTERM)
+        first.send_signal(signal.SIGCONT)
+        out, err = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert (first.returncode, err) == (128 + signal.SIGTERM, "")
+    assert "stopped by SIGTERM at step" in out
+    newest = max((folder / "checkpoints").glob("step-*"))
+    assert int(newest.name.removeprefix("step-")) == max(stages(folder))
+    assert not (folder / "result.json").exists()
+    status, out, _ = train(f"hydra.run.dir={folder}")
+    assert status == 0 and f"resuming from {newest}" in out
+    check_same(folder, undisturbed[1])
+
+
+def test_another_run_goes_on_from_a_named_checkpoint(train, undisturbed, tmp_path):
+    named = min((undisturbed[1] / "checkpoints").glob("step-*"))
+    step = int(named.name.removeprefix("step-"))
+    copy = shutil.copytree(named, tmp_path / "elsewhere" / named.name)
+    status, out, err = train(f"resume_from_checkpoint={copy}", cwd=tmp_path)
+    assert (status, err) == (0, "")
+    assert f"at step {step}" in out
+    [folder] = (tmp_path / "outputs").iterdir()
+    assert folder.name != undisturbed[1].name  # it is another run
+    assert learned(folder) == [row for row in learned(undisturbed[1]) if row[1] > step]
+    assert step < max(stages(folder))
+    name = json.loads((folder / "result.json").read_text())["checkpoint"]
+    weights = [(each / name / "model.safetensors").read_bytes() for each in (folder, undisturbed[1])]
+    assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for a run and few of its checkpoints."""
+    import subprocess
+
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(mount)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(train, undisturbed, small_disk):
+    """A disk that has room for two checkpoints and not for a third."""
+    folder = small_disk / "run"
+    sizes = [path.stat().st_size for path in max((undisturbed[1] / "checkpoints").glob("step-*")).iterdir()]
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(bytes(free - int(2.5 * sum(sizes)) - 200_000))
+    status, _, err = train(f"hydra.run.dir={folder}")
+    assert status == 1
+    assert err.count("\n") == 1 and "the checkpoint cannot be written" in err and "free some space" in err
+    saved = [path.name for path in sorted((folder / "checkpoints").iterdir())]
+    assert saved == ["step-00000003", "step-00000006"]
+    filler.unlink()
+    status, _, err = train(f"hydra.run.dir={folder}")
+    assert (status, err) == (0, "")
+    check_same(folder, undisturbed[1])

@@ -1,0 +1,174 @@
+"""The arithmetic of the plan against models that are really built, run and watched."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from yxanul.config import Dtype, FeedForward, ModelConfig, Norm, Positions, PrecisionConfig
+from yxanul.model import count
+from yxanul.model.attention import layout
+from yxanul.model.transformer import Packed, Transformer
+from yxanul.precision.linear import build_precision
+
+CPU = torch.device("cpu")
+LLAMA = {"embedding_rank": 12}
+GPT2 = {
+    "norm": Norm.layernorm,
+    "feed_forward": FeedForward.gelu,
+    "positions": Positions.learned,
+    "num_kv_heads": 4,
+    "qk_norm": False,
+}
+VARIANTS = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+    "full-rank llama": {"num_kv_heads": 1},
+    "factorized gpt2": {**GPT2, "embedding_rank": 5, "num_layers": 3, "max_seq_len": 100},
+}
+REFERENCE = ModelConfig(
+    hidden_size=768,
+    num_layers=28,
+    num_heads=12,
+    num_kv_heads=2,
+    intermediate_size=2048,
+    embedding_rank=128,
+    max_seq_len=2048,
+    norm=Norm.rmsnorm,
+    norm_eps=1e-6,
+    feed_forward=FeedForward.swiglu,
+    positions=Positions.rotary,
+    rope_theta=10000.0,
+    qk_norm=False,
+    init_std=0.02,
+)
+"""The reference model of DESIGN.md."""
+
+
+def on_meta(config, vocab):
+    """The model without memory for its weights."""
+    precision = build_precision(PrecisionConfig(Dtype.fp32), CPU)
+    with torch.device("meta"):
+        return Transformer(config, vocab, precision.linear, precision.dtype)
+
+
+def numel(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def row(sequences, seq_len, vocab):
+    """Full sequences in one row, and targets for it."""
+    tokens = torch.randint(vocab, (sequences * seq_len,), generator=torch.Generator().manual_seed(0))
+    starts = list(range(0, len(tokens), seq_len))
+    positions = torch.arange(len(tokens)) % seq_len
+    return Packed(tokens, positions, layout(starts, len(tokens), seq_len, CPU)), tokens.roll(-1)
+
+
+@pytest.mark.parametrize("vocab", [61, 128, 1000])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_parameters_are_those_of_the_built_model(model_config, variant, vocab):
+    config = model_config(**variant)
+    model = on_meta(config, vocab)
+    assert count.parameters(config, vocab) == numel(model.parameters())
+    assert count.layer_parameters(config) == numel(model.blocks.parameters()) + numel(model.norm.parameters())
+    matrices = [parameter for parameter in model.blocks[0].parameters() if parameter.ndim == 2]
+    assert count.layer_matrix_parameters(config) == numel(matrices)
+
+
+def test_the_reference_model_has_the_published_size():
+    """196.4M parameters: 170.7M in the layers and 25.7M in the embedding of 200,005 entries."""
+    model = on_meta(REFERENCE, 200_005)
+    total, layers = count.parameters(REFERENCE, 200_005), count.layer_parameters(REFERENCE)
+    assert total == numel(model.parameters())
+    assert [round(number / 1e6, 1) for number in (total, layers, total - layers)] == [196.4, 170.7, 25.7]
+
+
+def test_the_reference_model_has_the_published_work():
+    """1.18 GFLOP a token for its parameters and about 0.26 for causal attention at 2048."""
+    at_none, at_2048 = (count.training_flops_per_token(REFERENCE, 200_005, length) for length in (0, 2048))
+    assert at_none == pytest.approx(1.18e9, rel=0.01)
+    assert at_2048 - at_none == pytest.approx(0.26e9, rel=0.03)
+
+
+@pytest.mark.parametrize("seq_len", [16, 96, 160])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_flops_are_those_that_a_training_step_dispatches(model_config, build_model, variant, seq_len):
+    """Matrix products to the last one.
+
+    The counter sees attention as two dense products over every tile or call, forward and twice that backward.
+    We count the causal half of it with its diagonal, (seq_len + 1) / 2 keys a token: what the mathematics
+    needs, whatever a kernel spends on masked places. So with one sequence a tile the two differ by the factor
+    (seq_len + 1) / (2 * seq_len).
+    """
+    vocab, sequences = 1000, 2
+    config = model_config(**{**variant, "max_seq_len": 160})
+    model = build_model(config, vocab_size=vocab)
+    packed, targets = row(sequences, seq_len, vocab)
+    inplace = {torch.ops.aten.addmm_: lambda total, left, right, **_: 2 * left[0] * left[1] * right[1]}
+    # The plain kernel is made of products that the counter sees, and counts no recomputation of a fused one.
+    with FlopCounterMode(display=False, custom_mapping=inplace) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(packed, targets).backward()
+    seen = {str(kind): flops for kind, flops in counter.get_flop_counts()["Global"].items()}
+    attention = seen.pop("aten.bmm")
+    assert set(seen) <= {"aten.mm", "aten.addmm", "aten.addmm_"}
+
+    tokens = sequences * seq_len
+    products = count.training_flops_per_token(config, vocab, -1)  # a sequence in which a token sees no key
+    assert sum(seen.values()) == tokens * products
+    tile = seq_len if packed.layout.mask is None else packed.layout.mask.size(-1)
+    keys = tokens * tile if packed.layout.mask is None else packed.layout.mask.numel()
+    dense = keys * config.num_layers * 3 * 4 * config.hidden_size
+    assert attention == dense
+    causal = tokens * (count.training_flops_per_token(config, vocab, seq_len) - products)
+    assert causal == pytest.approx(dense * (seq_len + 1) / 2 * tokens / keys)
+
+
+def saved_bytes(model, sequences, seq_len, vocab):
+    """Bytes of the storages that a training step's forward keeps for its backward."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    packed, targets = row(sequences, seq_len, vocab)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(packed, targets)
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_activation_bytes_are_near_what_the_backward_keeps(monkeypatch, model_config, variant, dtype):
+    """Within 35%: kernels differ in what they keep. The difference of two lengths leaves out the weights."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    config = model_config(**{**variant, "hidden_size": 64, "intermediate_size": 176, "max_seq_len": 160})
+    precision = build_precision(PrecisionConfig(dtype), CPU)
+    model = Transformer(config, 1000, precision.linear, precision.dtype)
+    model.initialize(0.02, torch.Generator().manual_seed(0))
+    few, many = (saved_bytes(model, sequences, 160, 1000) for sequences in (2, 6))
+    measured = (many - few) / (4 * 160)
+    assert count.activation_bytes_per_token(config, dtype) == pytest.approx(measured, rel=0.35)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_state_bytes_are_those_of_weights_gradients_and_adamw(model_config, build_model, variant):
+    config = model_config(**variant)
+    model = build_model(config, vocab_size=1000)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(*row(2, 16, 1000)).backward()
+    optimizer.step()
+    tensors = [tensor for p in model.parameters() for tensor in (p, p.grad, *optimizer.state[p].values())]
+    counters = len(list(model.parameters()))  # one number a parameter counts its steps
+    assert count.state_bytes(config, 1000) == 4 * (numel(tensors) - counters)
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+def test_training_bytes_grow_with_the_micro_batch_over_state_and_a_chunk_of_logits(dtype):
+    """And stay far below whole logits: 32k tokens of them are 26 GB."""
+    tokens = 32_768
+    fixed, full = (count.training_bytes(REFERENCE, 200_005, dtype, number) for number in (0, tokens))
+    assert full - fixed == tokens * count.activation_bytes_per_token(REFERENCE, dtype)
+    logits = 4 * tokens * 200_064
+    assert count.state_bytes(REFERENCE, 200_005) < fixed < count.state_bytes(REFERENCE, 200_005) + logits / 10

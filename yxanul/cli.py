@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -65,8 +64,6 @@ def run(task: Callable[[schema.Config], int], config_name: str) -> int:
             raise
         report(error)
         return 1
-    finally:
-        GlobalHydra.instance().clear()
     return max(statuses, default=0)
 
 

@@ -20,9 +20,7 @@ def plan(config: Config) -> int:
     from yxanul.training.planning import make_plan
 
     device = hardware.planned_device(config.hardware.device)
-    console = Console()
-    table = plan_table(make_plan(config, device, build_precision(config.precision, device)))
-    Console(width=None if console.is_terminal else 140).print(table)
+    Console().print(plan_table(make_plan(config, device, build_precision(config.precision, device))))
     return 0
 
 

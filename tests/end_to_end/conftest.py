@@ -1,4 +1,4 @@
-"""Real processes of `python -m yxanul.train`, as a user starts them."""
+"""`python -m yxanul.train` as a user starts it: in real processes, and where that is enough in this one."""
 
 import os
 import shutil
@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from yxanul import cli
+from yxanul.train import train as train_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +58,20 @@ def train(start):
         finally:
             process.kill()
         return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def command(tiny_run, tmp_path, monkeypatch, capfd):
+    """Runs the command in this process, in an empty folder; returns exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that what the command sets is undone
+
+    def run(*overrides: str, base=tiny_run) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["yxanul.train", *base, *overrides])
+        status = cli.run(train_task, "train")
+        return status, *capfd.readouterr()
 
     return run
 

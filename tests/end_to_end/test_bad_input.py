@@ -1,30 +1,13 @@
 """Bad input is one line on stderr, exit status 1, and whatever was there stays as it was."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from yxanul import cli
 from yxanul.data import documents
-from yxanul.train import train as train_task
-
-
-@pytest.fixture
-def command(tiny_run, tmp_path, monkeypatch, capfd):
-    """Runs the command in this process, in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that what the command sets is undone
-
-    def run(*overrides: str, base=tiny_run) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["yxanul.train", *base, *overrides])
-        status = cli.run(train_task, "train")
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:

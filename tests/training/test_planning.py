@@ -59,7 +59,7 @@ def test_stages_add_up_to_the_steps(planned):
         assert stage.steps * stage.step_tokens == stage.tokens
         assert stage.sequences * stage.seq_len == stage.step_tokens
         assert {len(step.micro_batches) for step in of_stage} == {stage.micro_batches}
-        assert stage.lr == (of_stage[0].lr, of_stage[-1].lr)
+        assert stage.peak_lr == max(step.lr for step in of_stage)
         assert {step.grad_clip for step in of_stage} == {stage.grad_clip}
 
 
@@ -82,7 +82,7 @@ def test_seconds_are_work_over_the_speed_that_is_expected(planned, compose):
 def test_only_the_hardware_decides_the_micro_batches(planned):
     small, large = planned("hardware.micro_batch.8=64"), planned("hardware.micro_batch.8=128")
     assert by_length(small)[8].micro_batches == 2 * by_length(large)[8].micro_batches
-    assert [(s.steps, s.tokens, s.lr) for s in small.stages] == [(s.steps, s.tokens, s.lr) for s in large.stages]
+    assert [(s.steps, s.tokens, s.peak_lr) for s in small.stages] == [(s.steps, s.tokens, s.peak_lr) for s in large.stages]
 
 
 def test_memory_grows_with_the_micro_batch_of_its_stage(planned):
@@ -139,7 +139,7 @@ def test_a_device_that_is_not_here_is_planned_by_its_own_figures(
 def test_the_same_run_on_another_device_has_the_same_steps(planned):
     run = ("model=yxanul_197m", "tokenizer=t80k", "curriculum=ultra", "precision=bf16", "train.tokens=50_000_000")
     h100, rtx4090 = (planned(run=(*run, f"hardware={name}")) for name in ("h100", "rtx4090"))
-    figures = [[(s.stage, s.steps, s.tokens, s.lr, s.flops) for s in plan.stages] for plan in (h100, rtx4090)]
+    figures = [[(s.stage, s.steps, s.tokens, s.peak_lr, s.flops) for s in plan.stages] for plan in (h100, rtx4090)]
     assert figures[0] == figures[1]
     assert sum(s.seconds for s in h100.stages) < sum(s.seconds for s in rtx4090.stages)
 

@@ -35,59 +35,29 @@ def plan_table(plan: RunPlan) -> RenderableType:
         f"{quantity(plan.parameters)} parameters ({layers}), computing in {plan.computes} "
         f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s"
     )
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    names = (
-        "stage",
-        "length",
-        "steps",
-        "seqs",
-        "micro",
-        "tokens/step",
-        "tokens",
-        "bytes",
-        "learning rate",
-        "clip",
-        "memory",
-        "time",
-    )
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    names = ("stage", "length", "seqs", "micro", "steps", "tokens", "bytes", "peak lr", "clip", "memory", "time")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
-        first, last = stage.lr
         table.add_row(
             str(stage.stage),
             str(stage.seq_len),
-            f"{stage.steps:,}",
             f"{stage.sequences:,}",
             str(stage.micro_batches),
-            f"{stage.step_tokens:,}",
+            f"{stage.steps:,}",
             quantity(stage.tokens),
             quantity(stage.bytes),
-            f"{first:.1e} {last:.1e}",
+            f"{stage.peak_lr:.2g}",
             f"{stage.grad_clip:g}",
             f"{stage.memory_bytes / 2**30:.1f}G",
             duration(stage.seconds),
         )
-    total = [
-        f"{len(plan.steps):,}",
-        "",
-        "",
-        "",
-        quantity(sum(s.tokens for s in plan.stages)),
-        quantity(sum(s.bytes for s in plan.stages)),
-    ]
+    tokens, num_bytes = sum(stage.tokens for stage in plan.stages), sum(stage.bytes for stage in plan.stages)
+    total = ["all", "", "", "", f"{len(plan.steps):,}", quantity(tokens), quantity(num_bytes), "", ""]
     memory = max(stage.memory_bytes for stage in plan.stages)
-    table.add_section()
-    table.add_row(
-        "all",
-        "",
-        *total,
-        "",
-        "",
-        f"{memory / 2**30:.1f}G",
-        duration(sum(s.seconds for s in plan.stages)),
-        style="bold",
-    )
+    seconds = sum(stage.seconds for stage in plan.stages)
+    table.add_row(*total, f"{memory / 2**30:.1f}G", duration(seconds), style="bold")
     return Group(Text(header), table, *(Text(line, style="yellow") for line in plan_warnings(plan)))
 
 

@@ -27,7 +27,7 @@ class StagePlan:
     step_tokens: int
     tokens: int  # of the whole stage
     bytes: int  # of text, by the tokenizer's usual bytes per token
-    lr: tuple[float, float]  # of its first and last step
+    peak_lr: float  # the largest of its steps
     grad_clip: float
     memory_bytes: int
     flops: float
@@ -98,7 +98,7 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
                 step_tokens=first.tokens,
                 tokens=tokens,
                 bytes=round(tokens * config.tokenizer.bytes_per_token),
-                lr=(first.lr, of_stage[-1].lr),
+                peak_lr=max(step.lr for step in of_stage),
                 grad_clip=first.grad_clip,
                 memory_bytes=memory(max(first.micro_batches) * first.seq_len),
                 flops=flops,

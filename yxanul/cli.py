@@ -6,8 +6,10 @@ value and the nearest valid choice. A user who sets HYDRA_FULL_ERROR=1 gets the 
 """
 
 import difflib
+import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yxanul import config as schema
 from yxanul.errors import UserError
 from yxanul.validation import validate
+
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What a user can mend of the operating system's errors; the others are bugs."""
 
 
 def config_dir() -> Path:
@@ -50,14 +56,17 @@ def run(task: Callable[[schema.Config], int], config_name: str) -> int:
             config = schema.parse(composed)
             validate(config)
             statuses.append(task(config))
-        except (UserError, OmegaConfBaseException) as error:
-            if full_error:
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            if full_error or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
                 raise
             statuses.append(1)  # and the other jobs of a sweep go on
             report(error)
 
     try:
         job()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         ours = started and not isinstance(error, (HydraException, OmegaConfBaseException))
         if full_error or ours:
@@ -85,6 +94,8 @@ def explain(error: Exception) -> str:
         return _omegaconf_error(error)
     if isinstance(error, HydraException):
         return _one_line(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; what was written before is intact"
     below_null = isinstance(error, (AssertionError, AttributeError))  # all that OmegaConf says about a key below a null
     hint = "; choose what is set before its keys, for example optimizer=muon" if below_null else ""
     return f"cannot set up {' '.join(sys.argv[1:]) or 'the run'} ({type(error).__name__}: {_one_line(error)}){hint}"

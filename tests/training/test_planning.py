@@ -82,7 +82,9 @@ def test_seconds_are_work_over_the_speed_that_is_expected(planned, compose):
 def test_only_the_hardware_decides_the_micro_batches(planned):
     small, large = planned("hardware.micro_batch.8=64"), planned("hardware.micro_batch.8=128")
     assert by_length(small)[8].micro_batches == 2 * by_length(large)[8].micro_batches
-    assert [(s.steps, s.tokens, s.peak_lr) for s in small.stages] == [(s.steps, s.tokens, s.peak_lr) for s in large.stages]
+    assert [(s.steps, s.tokens, s.peak_lr) for s in small.stages] == [
+        (s.steps, s.tokens, s.peak_lr) for s in large.stages
+    ]
 
 
 def test_memory_grows_with_the_micro_batch_of_its_stage(planned):

@@ -191,9 +191,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_to_the_same_end(run, undisturb
     check_same(finished, undisturbed[0])
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_signal_saves_stops_and_the_same_command_goes_on(run, undisturbed, tmp_path, monkeypatch, number):
     at = 3 + number % 5
     real = Tracker.log

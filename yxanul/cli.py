@@ -24,7 +24,6 @@ from yxanul import config as schema
 from yxanul.errors import UserError
 from yxanul.validation import validate
 
-
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a user can mend of the operating system's errors; the others are bugs."""
 
@@ -94,8 +93,9 @@ def explain(error: Exception) -> str:
         return _omegaconf_error(error)
     if isinstance(error, HydraException):
         return _one_line(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; what was written before is intact"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; mend that and start again, what was written before is intact"
     below_null = isinstance(error, (AssertionError, AttributeError))  # all that OmegaConf says about a key below a null
     hint = "; choose what is set before its keys, for example optimizer=muon" if below_null else ""
     return f"cannot set up {' '.join(sys.argv[1:]) or 'the run'} ({type(error).__name__}: {_one_line(error)}){hint}"

@@ -95,7 +95,7 @@ class Trainer:
             if state.bad_in_a_row >= self.max_bad_steps:
                 raise UserError(
                     f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
-                    f"up to step {state.step}; lower optimizer.lr or look at the data; the checkpoints before are intact"
+                    f"up to step {state.step}; lower optimizer.lr or look at the data; earlier checkpoints are intact"
                 )
             if state.step == len(self.steps) or (self.evaluate_every and state.step % self.evaluate_every == 0):
                 score = self._evaluate(state)

@@ -26,6 +26,7 @@ from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
 from yxanul.tracking import Record, Tracker, read_rows
 from yxanul.training.checkpoint import TrainState
+from yxanul.training.evaluation import Score
 from yxanul.training.loop import Trainer
 from yxanul.training.run import read_text
 from yxanul.training.signals import StopRequest
@@ -104,7 +105,7 @@ def trainer_speed(model, optimizers, length, stream, settings):
             checkpoint_folder=Path(folder),
             checkpoint=settings.checkpoint,
             evaluate_every=None,
-            score=lambda: None,
+            score=lambda: Score(0.0, 1.0),
             eval_bytes=0,
             flops_per_token=lambda seq_len: 0.0,
             peak_flops=1.0,

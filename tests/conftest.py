@@ -134,6 +134,15 @@ def tiny_run(tmp_path_factory):
         (folder / f"{name}.txt").write_text("\n<|endoftext|>\n".join(pieces), encoding="utf-8")
     return (
         "experiment=quickstart",
+        "model=nano",
+        "precision=fp32",
+        "tokenizer=superbpe8k",
+        "optimizer=muon",
+        "optimizer.lr=0.003",
+        "optimizer.betas=[0.9,0.95]",
+        "optimizer.muon.lr=0.02",
+        "optimizer.muon.momentum=0.95",
+        "schedule=cosine",
         "data=parquet",
         f"data.path={folder}",
         "data.held_out=0.1",

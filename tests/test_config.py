@@ -14,7 +14,18 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from yxanul.cli import config_dir
-from yxanul.config import Config, Dtype, MuonConfig, WandbMode, known_keys, parse, register, run_name, to_plain
+from yxanul.config import (
+    Config,
+    Dtype,
+    MuonConfig,
+    WandbMode,
+    first_difference,
+    known_keys,
+    parse,
+    register,
+    run_name,
+    to_plain,
+)
 from yxanul.errors import ConfigError
 
 CHEAP = ("model=nano", "precision=fp32", "tokenizer=bpe8k", "curriculum=none", "data=stdlib", "hardware=cpu")
@@ -251,3 +262,10 @@ def test_every_run_of_a_sweep_has_a_name_of_its_own():
         for seed in (1, 2)
     ]
     assert len(set(names)) == len(names)
+
+
+def test_first_difference_names_the_key_and_both_values():
+    here, there = {"a": 1, "b": {"c": [1, 2], "d": None}}, {"a": 1, "b": {"c": [1, 3], "d": None}}
+    assert first_difference(here, there) == ("b.c", [1, 2], [1, 3])
+    assert first_difference(here, here) is None
+    assert first_difference({"a": {}}, {}) == ("a", {}, None)

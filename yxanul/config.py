@@ -309,17 +309,34 @@ def _writable(cls: type) -> type:
     )
 
 
+def identity(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a plain configuration that a run computes from: two runs that differ in it are two runs."""
+    kept = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache"}
+    return kept
+
+
+def first_difference(here: Any, there: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first dotted key at which two plain values differ, with both values; None if they are equal."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for name in here.keys() | there.keys():
+            found = first_difference(here.get(name), there.get(name), f"{key}.{name}".lstrip("."))
+            if found:
+                return found
+        return None
+    return None if here == there else (key, here, there)
+
+
 def run_name(root: DictConfig) -> str:
     """The name of a composed run: its choices and a hash of everything that it computes from."""
     groups = ("model", "precision", "tokenizer", "curriculum", "data")
     choices = [str(root.hydra.runtime.choices[group]) for group in groups]
-    identity = {
+    plain = {
         key: OmegaConf.to_container(value, resolve=True, enum_to_str=True) if OmegaConf.is_config(value) else value
         for key, value in root.items()
-        if key not in NOT_IDENTITY
+        if key not in NOT_IDENTITY  # Hydra's own part holds this name, and cannot be resolved yet
     }
-    identity["data"].pop("cache")
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity(plain), sort_keys=True).encode()).hexdigest()[:8]
     return "-".join([*choices, f"seed{root.seed}", digest])
 
 

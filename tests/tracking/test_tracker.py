@@ -71,7 +71,7 @@ def test_an_error_of_the_record_is_raised_and_shown_to_no_sink(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     sink = Faulty("never")
     tracker = Tracker(Record(tmp_path / "metrics.jsonl"), [SafeSink("sink", lambda: sink)])
-    with pytest.raises(OSError, match="metrics.jsonl"):
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
         tracker.log(ROW)
     assert sink.calls == ["init"]
 

@@ -5,8 +5,10 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,21 +234,32 @@ def test_its_own_checkpoint_goes_before_the_named_one(run, undisturbed, finished
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("override", "says"),
     [
-        (("model.num_layers=1",), "belongs to another model"),
-        (("tokenizer=bpe8k", "tokenizer.vocab_size=2048"), "another tokenizer"),
-        (("data.held_out=0.2", "tokenizer.path={tokenizer}"), "the data has changed"),
-        (("train.tokens=2000",), "beyond the plan's"),
-        (("data.path=none",), "no such file"),
+        ("model.num_layers=1", "belongs to another model"),
+        ("optimizer=adamw", "belongs to another model|another optimizer"),
+        ("tokenizer.vocab_size=2047", "belongs to another model|another tokenizer"),
+        ("train.tokens=2000", "beyond the plan's"),
+        ("data.path=none", "no such file"),
     ],
 )
-def test_a_run_that_no_longer_fits_its_checkpoint_is_refused(run, finished, compose, tiny_run, overrides, says, cache):
+def test_a_named_checkpoint_that_does_not_fit_is_refused(run, undisturbed, tmp_path, override, says):
+    named = undisturbed[0] / "checkpoints" / "step-00000012"
+    message = refusal(run, tmp_path / "run", override, f"resume_from_checkpoint={named}")
+    assert re.search(says, message)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_whose_data_has_changed_is_refused_and_left_alone(run, finished, monkeypatch):
     go_back(finished, 12)
-    tokenizer = read_text(compose(*tiny_run), Console(file=io.StringIO())).tokenizer.path
     before = contents(finished)
-    overrides = [override.format(tokenizer=tokenizer) for override in overrides]
-    assert says in refusal(run, finished, *overrides)
+
+    def changed(*arguments):
+        text = read_text(*arguments)
+        return replace(text, corpus=replace(text.corpus, fingerprint="0" * 64))
+
+    monkeypatch.setattr("yxanul.training.run.read_text", changed)
+    assert "the data has changed" in refusal(run, finished)
     assert contents(finished) == before
 
 
@@ -330,3 +343,22 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(run, undistu
     monkeypatch.undo()
     assert run(folder)[0] == 0
     check_same(folder, undisturbed[0])
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(run, finished):
+    before = contents(finished)
+    with pytest.raises(UserError, match=r"optimizer\.lr=0\.5: .* holds a run with optimizer\.lr=.* hydra\.run\.dir"):
+        run(finished, "checkpoint.keep=100", "optimizer.lr=0.5")
+    assert contents(finished) == before
+
+
+def test_a_run_killed_around_its_last_evaluation_has_it_once(run, undisturbed, finished):
+    """Killed after the last checkpoint: before the evaluation's row was written, and after."""
+    record = finished / "metrics.jsonl"
+    whole = learned(undisturbed[0])
+    for rows in (record.read_text().splitlines()[:-1], record.read_text().splitlines()):
+        (finished / "result.json").unlink()
+        record.write_text("\n".join(rows) + "\n")
+        assert run(finished, "checkpoint.keep=100")[0] == 0
+        assert learned(finished) == whole
+    assert whole[-1][0] == "eval"

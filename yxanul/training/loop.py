@@ -70,12 +70,11 @@ class Trainer:
         """Execute the steps after `state.step`, to the end or until `stop` is set; a checkpoint is saved either way.
 
         Returns:
-            The state reached, and the last evaluation if the plan's end was reached in this call.
+            The state reached, and its evaluation if the plan's end was reached in this call.
 
         Raises:
             UserError: too many non-finite steps in a row, or a checkpoint cannot be written.
         """
-        score = None
         began = time.perf_counter() - state.seconds
         remaining = self.steps[state.step :]
         batches = prefetch(
@@ -97,12 +96,15 @@ class Trainer:
                     f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
                     f"up to step {state.step}; lower optimizer.lr or look at the data; earlier checkpoints are intact"
                 )
-            if state.step == len(self.steps) or (self.evaluate_every and state.step % self.evaluate_every == 0):
-                score = self._evaluate(state)
-            if state.step % self.checkpoint.every == 0:
-                self._save(state)
+            if state.step < len(self.steps):
+                if self.evaluate_every and state.step % self.evaluate_every == 0:
+                    self.evaluate(state)
+                if state.step % self.checkpoint.every == 0:
+                    self._save(state)
         self._save(state)
-        return state, score if state.step == len(self.steps) else None
+        if not remaining or state.step < len(self.steps):
+            return state, None
+        return state, self.evaluate(state)
 
     def _accumulate(self, step: Step, batches, stop: StopRequest) -> StepResult | None:
         """Forward and backward over the step's micro-batches; None if asked to stop in between."""
@@ -171,7 +173,8 @@ class Trainer:
                 )
             )
 
-    def _evaluate(self, state: TrainState) -> Score:
+    def evaluate(self, state: TrainState) -> Score:
+        """Score the model on the held-out text and record it."""
         score = self.score()
         self.tracker.log(
             EvalRow(

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from yxanul import __version__, hardware
-from yxanul.config import Config, WandbMode, to_plain
+from yxanul.config import Config, WandbMode, first_difference, identity, to_plain
 from yxanul.data import documents, shards
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
@@ -40,6 +40,7 @@ from yxanul.tracking import (
     TensorBoardSink,
     Tracker,
     WandbSink,
+    read_rows,
     wandb_mode,
 )
 from yxanul.training import checkpoint
@@ -70,8 +71,10 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
         The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop.
 
     Raises:
-        UserError: the data, the tokenizer, a checkpoint or the device cannot be used.
+        UserError: the data, the tokenizer, a checkpoint or the device cannot be used, or the folder holds
+            another run.
     """
+    _refuse_another_run(config, folder)
     result_file = folder / "result.json"
     if result_file.exists():
         result = json.loads(result_file.read_text())
@@ -82,6 +85,22 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
         return 0
     with locked(folder):
         return _train(config, folder, console)
+
+
+def _refuse_another_run(config: Config, folder: Path) -> None:
+    """A folder that the user names (hydra.run.dir) may hold a run of other settings; nothing is mixed into it."""
+    try:
+        there = yaml.safe_load((folder / "config.yaml").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    free = {"hardware": None, "resume_from_checkpoint": None}  # a run may move to another device
+    difference = first_difference(identity(to_plain(config)) | free, identity(there) | free)
+    if difference:
+        key, ours, theirs = difference
+        raise UserError(
+            f"{key}={ours}: {folder} holds a run with {key}={theirs}; choose another hydra.run.dir, "
+            "and resume_from_checkpoint to go on from its weights"
+        )
 
 
 def _train(config: Config, folder: Path, console: Console) -> int:
@@ -122,7 +141,7 @@ def _train(config: Config, folder: Path, console: Console) -> int:
         with stop_on_signals() as stop:
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
-            score = score or trainer.score()
+            score = score or _late_score(trainer, state, folder)
             result = _finish(config, folder, plan, text, model, state, score)
     finally:
         tracker.close(result)
@@ -241,6 +260,13 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
         )
         sinks.append(SafeSink("wandb", build))
     return Tracker(record, sinks)
+
+
+def _late_score(trainer: Trainer, state: TrainState, folder: Path) -> Score:
+    """The last evaluation of a run that was killed after its last checkpoint; its row may be recorded already."""
+    rows = read_rows(folder / "metrics.jsonl")
+    recorded = any(row["kind"] == "eval" and row["step"] == state.step for row in rows)
+    return trainer.score() if recorded else trainer.evaluate(state)
 
 
 def _finish(

@@ -237,7 +237,6 @@ def test_its_own_checkpoint_goes_before_the_named_one(run, undisturbed, finished
     ("override", "says"),
     [
         ("model.num_layers=1", "belongs to another model"),
-        ("optimizer=adamw", "belongs to another model|another optimizer"),
         ("tokenizer.vocab_size=2047", "belongs to another model|another tokenizer"),
         ("train.tokens=2000", "beyond the plan's"),
         ("data.path=none", "no such file"),

@@ -9,8 +9,8 @@ from rich.text import Text
 from yxanul.reporting.plan_table import duration, quantity
 
 
-def result_table(result: dict, folder: Path) -> RenderableType:
-    """Bits per byte beside the classic compressors', samples, and where everything lies.
+def result_table(result: dict) -> RenderableType:
+    """Bits per byte beside the classic compressors', speed and samples.
 
     Args:
         result: the content of result.json.
@@ -30,13 +30,10 @@ def result_table(result: dict, folder: Path) -> RenderableType:
         Text.assemble(f"\nsample {number}: ", (sample["prompt"], "bold cyan"), sample["text"])
         for number, sample in enumerate(result["samples"], 1)
     ]
-    names = [
-        "result.json",
-        "metrics.jsonl",
-        "plan.json",
-        "config.yaml",
-        result["checkpoint"],
-        "tensorboard",
-    ]
-    paths = [Text(f"  {folder / name}", overflow="fold") for name in names if (folder / name).exists()]
-    return Group(Text(), scores, speed, *samples, Text("\nwritten:"), *paths)
+    return Group(Text(), scores, speed, *samples)
+
+
+def written(result: dict, folder: Path) -> str:
+    """A line for each file or folder that the run wrote; not to be wrapped, so that paths can be copied."""
+    names = ["result.json", "metrics.jsonl", "plan.json", "config.yaml", result["checkpoint"], "tensorboard", "wandb"]
+    return "\n".join(["\nwritten:", *(f"  {folder / name}" for name in names if (folder / name).exists())])

@@ -31,7 +31,7 @@ from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_table
-from yxanul.reporting.result_table import result_table
+from yxanul.reporting.result_table import result_table, written
 from yxanul.tokenizer.load import Tokenizer, load_tokenizer
 from yxanul.tracking import (
     ConsoleSink,
@@ -147,7 +147,8 @@ def _train(config: Config, folder: Path, console: Console) -> int:
         tracker.close(result)
     if result is None:
         return _stopped(stop.signal, state, plan, folder, console)
-    console.print(result_table(result, folder))
+    console.print(result_table(result))
+    console.print(written(result, folder), highlight=False, soft_wrap=True)
     return 0
 
 

@@ -9,8 +9,8 @@ import yaml
 from yxanul.cli import config_dir
 from yxanul.config import to_plain
 from yxanul.hardware import planned_device
+from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision
-from yxanul.training.planning import make_plan
 from yxanul.validation import validate
 
 CONF = config_dir()

@@ -15,9 +15,9 @@ def plan(config: Config) -> int:
     from rich.console import Console
 
     from yxanul import hardware
+    from yxanul.planning import make_plan
     from yxanul.precision.linear import build_precision
     from yxanul.reporting.plan_table import plan_table
-    from yxanul.training.planning import make_plan
 
     device = hardware.planned_device(config.hardware.device)
     Console().print(plan_table(make_plan(config, device, build_precision(config.precision, device))))

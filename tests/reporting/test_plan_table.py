@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import duration, plan_table, quantity
-from yxanul.training.planning import make_plan
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from yxanul.training.planning import RunPlan
+from yxanul.planning import RunPlan
 
 
 def duration(seconds: float) -> str:

@@ -29,6 +29,7 @@ from yxanul.model import count
 from yxanul.model.sample import sample
 from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
+from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
@@ -47,7 +48,6 @@ from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
 from yxanul.training.loop import Trainer
-from yxanul.training.planning import RunPlan, make_plan
 from yxanul.training.signals import stop_on_signals
 
 log = logging.getLogger(__name__)

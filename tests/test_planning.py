@@ -12,9 +12,9 @@ from yxanul.config import Dtype
 from yxanul.errors import UserError
 from yxanul.hardware import planned_device
 from yxanul.model import count
+from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_warnings
-from yxanul.training.planning import RunPlan, make_plan
 
 RUN = (
     "model=nano",

@@ -319,7 +319,7 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
 def first_difference(here: Any, there: Any, key: str = "") -> tuple[str, Any, Any] | None:
     """The first dotted key at which two plain values differ, with both values; None if they are equal."""
     if isinstance(here, dict) and isinstance(there, dict):
-        for name in here.keys() | there.keys():
+        for name in sorted(here.keys() | there.keys()):
             found = first_difference(here.get(name), there.get(name), f"{key}.{name}".lstrip("."))
             if found:
                 return found

@@ -41,6 +41,7 @@ class ShardInfo:
     bytes: int
     held_out_documents: int
     sizes: list[int]
+    sha256: str  # of its tokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Corpus:
 
     Attributes:
         folder: where the shards lie.
-        fingerprint: of source, tokenizer and held-out share.
+        fingerprint: of the tokens themselves, so that a copy of the data elsewhere is the same data.
         dtype: of the tokens.
         shards: in the order of the source's parts.
     """
@@ -107,14 +108,15 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Pat
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     identity = f"{source_fingerprint(parts)} {tokenizer.fingerprint} {held_out}"
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    folder = cache / "tokens" / fingerprint[:16]
+    folder = cache / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     names = {f"{index:05d}": part for index, part in enumerate(parts)}
     done = {name: info for name, part in names.items() if (info := _finished(folder, name, part))}
     missing = [name for name in names if name not in done]
     for name in track(missing, f"tokenizing into {folder}", disable=not missing):
         done[name] = _write_shard(folder, name, names[name], tokenizer, held_out, dtype)
-    corpus = Corpus(folder, fingerprint, dtype, [done[name] for name in names])
+    shards = [done[name] for name in names]
+    content = hashlib.sha256(" ".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    corpus = Corpus(folder, content, dtype, shards)
     if missing:
         write_json(
             folder / "manifest.json",
@@ -148,7 +150,7 @@ def _finished(folder: Path, name: str, part: Part) -> ShardInfo | None:
 def _write_shard(
     folder: Path, name: str, part: Part, tokenizer: Tokenizer, held_out: float, dtype: np.dtype
 ) -> ShardInfo:
-    offsets, kept_apart, num_bytes = [0], [], 0
+    offsets, kept_apart, num_bytes, digest = [0], [], 0, hashlib.sha256()
     with atomic_path(folder / f"{name}.tokens") as path, path.open("wb") as output:
         for texts in _batches(part.documents()):
             training = []
@@ -156,7 +158,8 @@ def _write_shard(
                 (training if unit_hash(text) >= held_out else kept_apart).append(text)
             for ids in tokenizer.encode(training):
                 document = np.array([tokenizer.end_of_text, *ids], dtype=dtype)
-                document.tofile(output)
+                output.write(document)
+                digest.update(document)
                 offsets.append(offsets[-1] + len(document))
             num_bytes += sum(len(text.encode()) for text in training)
         output.flush()
@@ -173,6 +176,7 @@ def _write_shard(
         bytes=num_bytes,
         held_out_documents=len(kept_apart),
         sizes=_sizes(folder, name),
+        sha256=digest.hexdigest(),
     )
     write_json(folder / f"{name}.json", asdict(info))
     return info

@@ -17,14 +17,17 @@ from yxanul.config import (
     FeedForward,
     ModelConfig,
     Norm,
+    OnError,
     Positions,
     TokenizerConfig,
     TokenizerKind,
     parse,
     register,
 )
+from yxanul.data.documents import Part
+from yxanul.data.shards import Corpus, shard_folder
 from yxanul.model.transformer import Transformer
-from yxanul.tokenizer.load import load_tokenizer
+from yxanul.tokenizer.load import Tokenizer, load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -109,6 +112,21 @@ def small_tokenizer(cache):
         bytes_per_token=2.0,
     )
     return load_tokenizer(config, cache, lambda: [text], "argparse")
+
+
+@pytest.fixture(scope="session")
+def make_corpus():
+    """Tokenizes one part: `make_corpus(texts, tokenizer, held_out, cache)`."""
+
+    def make(texts: list[str], tokenizer: Tokenizer, held_out: float, cache: Path) -> Corpus:
+        parts = [Part("p", "f", lambda: texts)]
+        folder = shard_folder(
+            parts, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.end_of_text, held_out, cache
+        )
+        info = folder.write("00000", tokenizer.bulk_encoder(), OnError.stop)
+        return Corpus(folder.path, folder.dtype, [info], 1)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -249,12 +249,12 @@ def test_a_process_shows_the_traceback_for_the_asking(tmp_path):
     assert "Traceback" in done.stderr and "yxanul.errors.ConfigError: data.path=" in done.stderr
 
 
-def test_missing_data_says_where_to_get_it_and_what_runs_without_it(tmp_path):
+def test_missing_data_says_what_it_is_and_what_runs_without_it(tmp_path):
     overrides = ("experiment=quickstart", "data=fineweb_edu", "data.path=not/here", "hydra.run.dir=run")
     done = in_a_process(tmp_path, "yxanul.train", *overrides)
     assert done.returncode == 1
     assert re.fullmatch(r"error: data\.path=not/here: [^\n]*\n", done.stderr), done.stderr
-    assert "hf download" in done.stderr and "experiment=quickstart" in done.stderr
+    assert "Yxanul/fineweb-edu-highest-quality-2025" in done.stderr and "experiment=quickstart" in done.stderr
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert not written & {"checkpoints", "metrics.jsonl", "result.json"}
 

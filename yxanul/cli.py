@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -34,8 +35,8 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
 
-def run(task: Callable[[schema.Config], int], config_name: str) -> int:
-    """Compose `config_name` with the command line's overrides, validate it and run `task` on it.
+def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] = schema.Config) -> int:
+    """Compose `config_name` with the command line's overrides, validate it as a `kind` and run `task` on it.
 
     Returns the exit status: what the task returned, or 1 after a line on stderr for an error that the user
     can mend. With `--multirun` it is the worst status of the jobs.
@@ -52,14 +53,14 @@ def run(task: Callable[[schema.Config], int], config_name: str) -> int:
         nonlocal started
         started = True
         try:
-            config = schema.parse(composed)
+            config = schema.parse(composed, kind)
             validate(config)
             statuses.append(task(config))
         except (UserError, OmegaConfBaseException, OSError) as error:
             if full_error or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
                 raise
             statuses.append(1)  # and the other jobs of a sweep go on
-            report(error)
+            report(error, kind)
 
     try:
         job()
@@ -70,17 +71,17 @@ def run(task: Callable[[schema.Config], int], config_name: str) -> int:
         ours = started and not isinstance(error, (HydraException, OmegaConfBaseException))
         if full_error or ours:
             raise
-        report(error)
+        report(error, kind)
         return 1
     return max(statuses, default=0)
 
 
-def report(error: Exception) -> None:
+def report(error: Exception, kind: type[schema.Config]) -> None:
     """Print an error that the user can mend as one line on stderr."""
-    print(f"error: {explain(error)}", file=sys.stderr)
+    print(f"error: {explain(error, kind)}", file=sys.stderr)
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, kind: type[schema.Config] = schema.Config) -> str:
     """An error of ours, Hydra's or OmegaConf's as one line with the key, the value and the nearest choice."""
     mendable = _user_error(error)
     if mendable:
@@ -90,7 +91,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: is not key=value; a value with special characters needs quotes: 'key=\"value\"'"
     if isinstance(error, OmegaConfBaseException) or isinstance(error.__cause__, OmegaConfBaseException):
-        return _omegaconf_error(error)
+        return _omegaconf_error(error, kind)
     if isinstance(error, HydraException):
         return _one_line(error)
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -115,7 +116,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def _omegaconf_error(error: Exception) -> str:
+def _omegaconf_error(error: Exception, kind: type[schema.Config]) -> str:
     """Of the two errors Hydra's names the override as typed, and OmegaConf's, its cause, the fault."""
     cause = error.__cause__ or error
     override = re.match(r"(?:Could not override '|Error merging override [+~]*)([^'=]+)", str(error))
@@ -127,15 +128,15 @@ def _omegaconf_error(error: Exception) -> str:
     elif override and not key.startswith(override[1]):  # nor does it know where in a list an element will stand
         key = f"{override[1]}.{key}"
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-        return _unknown_key(key)
+        return _unknown_key(key, kind)
     return f"{key}: {_one_line(cause)}"
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, kind: type[schema.Config]) -> str:
     if re.fullmatch(r"hardware\.micro_batch\.\d+", key):
         return f"{key}: this hardware has no entry for that length; add one with +{key}=SEQUENCES"
     index = re.search(r"\.\d+\.", key)
-    known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in schema.known_keys()]
+    known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in schema.known_keys(kind)]
     groups = [path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"]
     candidates = [name for name in known + groups if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.endswith(f".{key}")]

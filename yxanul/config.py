@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -47,6 +48,11 @@ class TokenizerKind(Enum):
 class DataKind(Enum):
     files = "files"
     stdlib = "stdlib"
+
+
+class OnError(Enum):
+    stop = "stop"
+    skip = "skip"
 
 
 class Device(Enum):
@@ -147,10 +153,17 @@ class HardwareConfig:
 class DataConfig:
     kind: DataKind
     path: Optional[str]  # a file, or a folder of *.parquet, *.jsonl or *.txt
+    repo: Optional[str]  # Hugging Face dataset that is downloaded where path is missing
+    revision: Optional[str]  # its commit; null: the newest at the first download, and that one from then on
+    files: Optional[str]  # its files, for example data/*.parquet; path must end in their folder
+    expected_files: Optional[int]  # how many there are; another number is told
     text_column: str
     cache: str  # where tokens, held-out text and trained tokenizers are kept
     held_out: float  # share of the documents, chosen by their hash, never trained on
-    get_it: Optional[str]  # the command that downloads it, for the error when it is missing
+    on_error: OnError  # what a broken file, row group or row does: stop, or be skipped and counted
+    workers: Optional[int]  # processes that tokenize; null: one a core
+    part: int  # prepare: which share of the files this process does, 0..parts-1
+    parts: int  # prepare: into how many shares they are divided
 
 
 @dataclass(frozen=True)
@@ -234,18 +247,41 @@ class Config:
     resume_from_checkpoint: Optional[str]  # a checkpoint folder of another run to start from
 
 
+@dataclass(frozen=True)
+class CompareConfig(Config):
+    """A run's composition, and the tokenizers to compare on its data."""
+
+    tokenizers: List[str]  # choices of the group tokenizer, or paths of tokenizer.json files
+    compare_bytes: Optional[int]  # of text, chosen by document hash; null: all of it
+    output: str  # folder for the table as JSON and the plot
+
+
+@dataclass(frozen=True)
+class InspectConfig(Config):
+    """A run's composition, and what to show of its data."""
+
+    stage: int  # of the curriculum, counted from 1
+    sequences: int  # how many of its first sequences to show
+
+
+KINDS = {"schema": Config, "compare_schema": CompareConfig, "inspect_schema": InspectConfig}
+"""The names under which conf/ finds the schemas of the commands."""
+
 NOT_IDENTITY = ("hydra", "tracking", "checkpoint")
 """Groups that change nothing in what a run computes, and so are no part of its name."""
 
+NOT_TEXT = ("cache", "on_error", "workers", "part", "parts")
+"""Keys of data that do not change what the text is."""
 
-def parse(config: DictConfig) -> Config:
-    """The composed configuration as frozen dataclasses, interpolations resolved.
+
+def parse(config: DictConfig, schema: type[Config] = Config) -> Config:
+    """The composed configuration as frozen dataclasses of `schema`, interpolations resolved.
 
     Raises:
         ConfigError: a key that the schema does not know was added with `+key=value`.
     """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return _build(Config, plain, "")
+    return _build(schema, plain, "")
 
 
 def to_plain(value: Any) -> Any:
@@ -292,6 +328,7 @@ def _present(hint: Any) -> Any:
     return options[0] if get_origin(hint) is Union and len(options) == 1 else hint
 
 
+@cache
 def _writable(cls: type) -> type:
     """The same dataclass unfrozen: OmegaConf makes frozen ones read-only, and Hydra could not merge into them."""
 
@@ -305,14 +342,16 @@ def _writable(cls: type) -> type:
         return hint
 
     return dataclasses.make_dataclass(
-        cls.__name__, [(name, convert(hint)) for name, hint in get_type_hints(cls).items()]
+        cls.__name__,
+        [(name, convert(hint)) for name, hint in get_type_hints(cls).items()],
+        bases=tuple(_writable(base) for base in cls.__bases__ if dataclasses.is_dataclass(base)),
     )
 
 
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that a run computes from: two runs that differ in it are two runs."""
     kept = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
-    kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache"}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key not in NOT_TEXT}
     return kept
 
 
@@ -342,5 +381,7 @@ def run_name(root: DictConfig) -> str:
 
 def register() -> None:
     """Make the schema and the `${run_name:}` resolver known to Hydra; harmless when repeated."""
-    ConfigStore.instance().store("schema", _writable(Config))
+    store = ConfigStore.instance()
+    for name, schema in KINDS.items():
+        store.store(name, _writable(schema))
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)

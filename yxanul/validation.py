@@ -11,6 +11,7 @@ from operator import attrgetter
 from yxanul.config import (
     Config,
     CurriculumConfig,
+    DataConfig,
     DataKind,
     HardwareConfig,
     ModelConfig,
@@ -29,12 +30,7 @@ def validate(config: Config) -> None:
     _curriculum(config.curriculum, config.model.max_seq_len)
     _micro_batches(config.hardware)
     _shares(config)
-    if config.data.kind is DataKind.files and config.data.path is None:
-        raise ConfigError(
-            "data.path",
-            None,
-            "name a file or a folder of *.parquet, *.jsonl or *.txt: data.path=DIR",
-        )
+    _data(config.data)
 
 
 def _positive(config: Config) -> None:
@@ -51,6 +47,7 @@ def _positive(config: Config) -> None:
         "tokenizer": ("vocab_size", "transition", "train_bytes", "bytes_per_token"),
         "curriculum": ("max_step_tokens", "max_seq_len"),
         "hardware": ("memory_gb", "utilization"),
+        "data": ("expected_files", "workers", "parts"),
         "hardware.peak_tflops": ("fp32", "bf16"),
         "optimizer": ("lr", "eps"),
         "optimizer.muon": ("lr", "iterations"),
@@ -117,6 +114,15 @@ def _tokenizer(config: Config) -> None:
                 transition,
                 f"must lie between 257 and tokenizer.vocab_size={tokenizer.vocab_size}",
             )
+
+
+def _data(data: DataConfig) -> None:
+    if data.kind is DataKind.files and data.path is None:
+        raise ConfigError("data.path", None, "name a file or a folder of *.parquet, *.jsonl or *.txt: data.path=DIR")
+    if not 0 <= data.part < data.parts:
+        raise ConfigError("data.part", data.part, f"must lie between 0 and data.parts-1={data.parts - 1}")
+    if data.repo is not None and data.files is None:
+        raise ConfigError("data.files", None, f"say which files of {data.repo}, for example data.files=data/*.parquet")
 
 
 def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:

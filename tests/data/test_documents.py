@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import subprocess
+import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
@@ -12,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yxanul.config import DataConfig, DataKind
+from yxanul.config import DataConfig, DataKind, OnError
 from yxanul.data import documents
-from yxanul.data.documents import open_source, source_fingerprint, unit_hash
+from yxanul.data.documents import Skipped, open_source, source_fingerprint, unit_hash
 from yxanul.errors import ConfigError, UserError
 
 TEXTS = ["one", "", "two\nlines", "naïve 🇩🇪 \x00 \r\n", None, "four"]
@@ -28,13 +31,24 @@ def data_config(path, **changes) -> DataConfig:
         "text_column": "text",
         "cache": "",
         "held_out": 0.1,
-        "get_it": None,
+        "repo": None,
+        "revision": None,
+        "files": None,
+        "expected_files": None,
+        "on_error": OnError.stop,
+        "workers": None,
+        "part": 0,
+        "parts": 1,
     }
     return DataConfig(**(values | changes))
 
 
-def read_all(path, **changes) -> list[str]:
-    return [text for part in open_source(data_config(path, **changes)) for text in part.documents()]
+def read_all(path, **changes) -> list[str | Skipped]:
+    return [row for part in open_source(data_config(path, **changes)) for row in part.documents()]
+
+
+def read_texts(path, **changes) -> list[str]:
+    return [row for row in read_all(path, **changes) if isinstance(row, str)]
 
 
 def write_parquet(path: Path, texts, type_=None, row_group_size=2, **columns) -> Path:
@@ -55,28 +69,60 @@ def one_line(error) -> str:
 @pytest.mark.parametrize("type_", [pa.string(), pa.large_string()])
 def test_parquet_gives_its_texts(tmp_path, type_):
     file = write_parquet(tmp_path / "a.parquet", TEXTS, type_)
-    assert read_all(file) == KEPT
+    assert read_texts(file) == KEPT
 
 
-def test_parquet_is_streamed_by_row_group_and_only_the_text_is_decoded(tmp_path, monkeypatch):
+def test_a_null_is_told_with_its_row(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", ["x", None, "", None, "y"])
+    nulls = [Skipped("a.parquet", row, "is null") for row in (1, 3)]
+    assert read_all(file) == ["x", nulls[0], nulls[1], "y"]
+
+
+def test_only_the_text_is_read_and_not_before_it_is_asked_for(tmp_path, monkeypatch):
     file = write_parquet(tmp_path / "a.parquet", [f"text {n}" for n in range(10)], row_group_size=4)
     reads = []
-    real = parquet.ParquetFile.read_row_group
+    real = parquet.ParquetFile.iter_batches
 
-    def spy(self, group, columns=None, **rest):
-        reads.append((group, columns))
-        return real(self, group, columns=columns, **rest)
+    def spy(self, *arguments, row_groups, columns, **rest):
+        reads.append((row_groups, columns))
+        return real(self, *arguments, row_groups=row_groups, columns=columns, **rest)
 
-    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", spy)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spy)
     [part] = open_source(data_config(file))
-    assert not reads  # opening a source reads no text
+    assert not reads
     stream = part.documents()
     assert [next(stream) for _ in range(4)] == [f"text {n}" for n in range(4)]
-    assert reads == [(0, ["text"])]
-    assert next(stream) == "text 4"
-    assert list(stream) == [f"text {n}" for n in range(5, 10)]
-    assert reads == [(group, ["text"]) for group in range(3)]
+    assert reads == [([0], ["text"])]
+    assert list(stream) == [f"text {n}" for n in range(4, 10)]
+    assert reads == [([group], ["text"]) for group in range(3)]
     assert list(part.documents()) == [f"text {n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 150, 10**9])
+def test_a_large_file_is_divided_between_row_groups(tmp_path, monkeypatch, part_bytes):
+    texts = [f"text {n} " * 9 for n in range(100)]
+    file = write_parquet(tmp_path / "a.parquet", [*texts[:50], None, *texts[51:]], row_group_size=7)
+    monkeypatch.setattr(documents, "PART_BYTES", part_bytes)
+    parts = open_source(data_config(file))
+    assert len(parts) == {1: 15, 10**9: 1}.get(part_bytes, len(parts))
+    assert len({part.name for part in parts}) == len({part.fingerprint for part in parts}) == len(parts)
+    assert read_all(file) == [*texts[:50], Skipped("a.parquet", 50, "is null"), *texts[51:]]
+
+
+def test_memory_is_bounded_whatever_the_row_group(tmp_path):
+    """400 MB of text in one row group, read in a process of its own."""
+    file = write_parquet(tmp_path / "a.parquet", [f"{n} " * 10_000 for n in range(10_000)], row_group_size=10_000)
+    code = f"""
+import resource
+from pathlib import Path
+from yxanul.data.documents import parquet_documents
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(map(len, parquet_documents(Path({str(file)!r}), "a", "text", 0, 1)))
+print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    size, memory = map(int, done.stdout.split())
+    assert size > 400_000_000 > 2 * memory
 
 
 def test_another_column_can_be_named(tmp_path):
@@ -93,6 +139,8 @@ def test_an_empty_or_truncated_parquet_is_refused_before_anything_is_read(tmp_pa
         open_source(data_config(tmp_path))
     assert one_line(error).startswith(f"{bad}: ")
     assert "download it again or remove it" in str(error.value)
+    good, skipped = read_all(tmp_path, on_error=OnError.skip)
+    assert good == "good" and skipped.file == "b.parquet" and "no readable parquet file" in skipped.reason
 
 
 def test_a_parquet_damaged_inside_is_refused_when_it_is_read(tmp_path):
@@ -101,18 +149,34 @@ def test_a_parquet_damaged_inside_is_refused_when_it_is_read(tmp_path):
     content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
     file.write_bytes(content)
     [part] = open_source(data_config(file))
-    with pytest.raises(UserError) as error:
-        list(part.documents())
-    assert one_line(error).startswith(f"{file}: is damaged")
+    *texts, skipped = part.documents()
+    assert texts == [f"text {n}" * 20 for n in range(len(texts))]
+    assert skipped.row == len(texts) and "are damaged" in skipped.reason
 
 
-def test_a_parquet_text_that_is_no_utf8_is_refused(tmp_path):
-    binary = pa.array([b"fine", b"\xff\xfe"])
+def test_what_follows_a_damaged_row_group_is_read(tmp_path):
+    texts = [str(random.Random(n).random()) * 20 for n in range(100)]
+    file = write_parquet(tmp_path / "a.parquet", texts, row_group_size=25)
+    with parquet.ParquetFile(file) as table:
+        column = table.metadata.row_group(1).column(1)
+    content = bytearray(file.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+    rows = read_all(file)
+    [skipped] = [row for row in rows if isinstance(row, Skipped)]
+    assert [row for row in rows if isinstance(row, str)] == texts[:25] + texts[50:]
+    assert skipped.row == 25 and skipped.reason.startswith("it and the 24 rows after it in row group 1 are damaged")
+
+
+def test_a_parquet_text_that_is_no_utf8_is_told_with_its_row(tmp_path):
+    binary = pa.array([b"fine", b"\xff\xfe", None, b"fine too"])
     text = pa.Array.from_buffers(pa.string(), len(binary), binary.buffers())
     parquet.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
-    with pytest.raises(UserError) as error:
-        read_all(tmp_path)
-    assert one_line(error).startswith(f"{tmp_path / 'a.parquet'}: ")
+    first, bad, null, last = read_all(tmp_path)
+    assert (first, last) == ("fine", "fine too")
+    assert bad.row == 1 and bad.reason.startswith("is not UTF-8")
+    assert null == Skipped("a.parquet", 2, "is null")
 
 
 def test_a_parquet_without_text_names_the_columns_that_it_has(tmp_path):
@@ -139,7 +203,7 @@ def test_jsonl_gives_its_texts(tmp_path_factory, texts, ascii_only):
     file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
     lines = [json.dumps({"n": n, "text": text}, ensure_ascii=ascii_only) for n, text in enumerate(texts)]
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    assert read_all(file) == [text for text in texts if text]
+    assert read_texts(file) == [text for text in texts if text]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +237,10 @@ def test_lone_surrogates_are_no_text_and_pairs_are(tmp_path, escaped, text):
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "fine"}\n{"text": null}\n' + line + b'\n{"text": "fine"}\n')
-    with pytest.raises(UserError) as error:
-        read_all(tmp_path)
-    assert one_line(error).startswith(f"{file}:3: ") and "'text'" in str(error.value)
+    before, null, bad, after = read_all(tmp_path)
+    assert (before, after) == ("fine", "fine")
+    assert null == Skipped("a.jsonl", 2, "is null")
+    assert (bad.file, bad.row) == ("a.jsonl", 3) and ("'text'" in bad.reason or "UTF-8" in bad.reason)
 
 
 # Text files
@@ -206,12 +271,12 @@ def test_text_keeps_every_character_between_the_markers(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"caf\xe9", "text".encode("utf-16"), b"fine\n" * 1000 + b"\x80"])
-def test_text_that_is_no_utf8_is_refused(tmp_path, content):
+def test_text_that_is_no_utf8_is_told_with_its_number(tmp_path, content):
     file = tmp_path / "a.txt"
-    file.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_all(tmp_path)
-    assert one_line(error).startswith(f"{file}: is not UTF-8 text")
+    file.write_bytes(b"one\n<|endoftext|>\n" + content + b"\n<|endoftext|>\nthree")
+    one, bad, three = read_all(tmp_path)
+    assert (one, three) == ("one", "three")
+    assert (bad.file, bad.row) == ("a.txt", 2) and bad.reason.startswith("is not UTF-8")
 
 
 # Folders
@@ -244,14 +309,14 @@ def test_fingerprints_change_with_the_file_and_with_nothing_else(tmp_path):
     assert len({before, longer, rewritten, source_fingerprint(open_source(data_config(tmp_path)))}) == 4
 
 
-@pytest.mark.parametrize("get_it", ["hf download some/data", None])
-def test_a_missing_folder_says_what_gets_it_and_what_runs_without(tmp_path, get_it):
+@pytest.mark.parametrize("repo", ["some/data", None])
+def test_a_missing_folder_says_what_it_is_and_what_runs_without(tmp_path, repo):
     with pytest.raises(ConfigError) as error:
-        open_source(data_config(tmp_path / "none", get_it=get_it))
+        open_source(data_config(tmp_path / "none", repo=repo))
     message = one_line(error)
     assert message.startswith(f"data.path={tmp_path / 'none'}: ")
     assert "experiment=quickstart" in message
-    assert (f"get it with: {get_it}" in message) == (get_it is not None) and "None" not in message
+    assert ("it is some/data on the Hugging Face hub" in message) == (repo is not None) and "None" not in message
 
 
 @pytest.mark.parametrize("name", [None, "README.md", "data.csv"])

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
 from yxanul.curriculum import Step, plan
-from yxanul.data.documents import Part
-from yxanul.data.shards import Corpus, ShardInfo, prepare
+from yxanul.data.shards import Corpus, ShardInfo
 from yxanul.data.stream import Stream, prefetch
 
 SEED = 7
@@ -33,9 +32,9 @@ def corpus(tmp_path_factory) -> Corpus:
         tokens = np.arange(following, following + offsets[-1], dtype="<u4")
         tokens.tofile(folder / f"{index}.tokens")
         np.save(folder / f"{index}.offsets.npy", offsets)
-        shards.append(ShardInfo(f"{index}", "", "", int(offsets[-1]), len(lengths), 0, 0, [], ""))
+        shards.append(ShardInfo(f"{index}", "", "", int(offsets[-1]), len(lengths), 0, 0, 0, [], ""))
         following += len(tokens)
-    return Corpus(folder, "0123456789abcdef" * 4, np.dtype("<u4"), shards)
+    return Corpus(folder, np.dtype("<u4"), shards, len(shards))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_every_epoch_and_seed_has_its_own_order(corpus):
         for seed in (1, 2)
     }
     assert read == orders and len(read) == 6
-    other = replace(corpus, fingerprint="f" * 64)
+    other = replace(corpus, shards=[replace(shard, sha256="other") for shard in corpus.shards])
     assert tuple(Stream(other, 1, np.zeros(TOTAL)).read(0, TOTAL)[0]) not in read
 
 
@@ -158,10 +157,10 @@ def test_a_late_micro_batch_alone_is_the_one_reached_in_order(corpus, steps):
             assert np.array_equal(getattr(alone, name), getattr(in_order[place], name))
 
 
-def test_bytes_are_those_of_the_text_of_the_targets(small_tokenizer, tmp_path):
+def test_bytes_are_those_of_the_text_of_the_targets(make_corpus, small_tokenizer, tmp_path):
     """ASCII, so that any stretch of tokens decodes by itself; end-of-text is no text."""
     texts = [f"{n}: {'lorem ipsum ' * (n % 5)}def f(x):\n    return x\n" for n in range(60)]
-    corpus = prepare([Part("p", "f", lambda: iter(texts))], small_tokenizer, 0.1, tmp_path)
+    corpus = make_corpus(texts, small_tokenizer, 0.1, tmp_path)
     stream = Stream(corpus, SEED, small_tokenizer.byte_lengths)
     for first_token in (0, 13, 500, stream.tokens_per_epoch - 20):
         batch = stream.micro_batch(step(8, (3, 4), first_token), 1)
@@ -169,9 +168,9 @@ def test_bytes_are_those_of_the_text_of_the_targets(small_tokenizer, tmp_path):
         assert batch.bytes == len(text.encode()) > 0
 
 
-def test_bytes_of_an_epoch_are_those_of_the_corpus(small_tokenizer, tmp_path):
+def test_bytes_of_an_epoch_are_those_of_the_corpus(make_corpus, small_tokenizer, tmp_path):
     texts = [f"{n} naïve 🇩🇪👍🏽 日本語 \x00 <|endoftext|>" for n in range(40)]
-    corpus = prepare([Part("p", "f", lambda: iter(texts))], small_tokenizer, 0.1, tmp_path)
+    corpus = make_corpus(texts, small_tokenizer, 0.1, tmp_path)
     stream = Stream(corpus, SEED, small_tokenizer.byte_lengths)
     whole = stream.micro_batch(step(1, (stream.tokens_per_epoch,), 0), 0)
     assert whole.bytes == corpus.bytes > 1000

@@ -20,6 +20,7 @@ from yxanul.config import TokenizerConfig, TokenizerKind
 from yxanul.errors import ConfigError, UserError
 from yxanul.tokenizer import load
 from yxanul.tokenizer.load import load_tokenizer
+from yxanul.tokenizer.superbpe import training_record
 
 PUBLISHED = ["t80k", "t180k", "bpe200k", "gpt2"]
 HARD_TEXTS = [
@@ -153,14 +154,14 @@ def test_any_text_is_exact(small_tokenizer, text):
 def test_whatever_goes_into_a_tokenizer_is_in_its_name(corpus, tmp_path, changes, print_):
     path = load_tokenizer(trained_config(), tmp_path, lambda: corpus, "print").path
     other = load_tokenizer(trained_config(**changes), tmp_path, lambda: corpus, print_).path
-    assert other != path and other.parent == path.parent
+    assert other != path and other.parent.parent == path.parent.parent
 
 
 @pytest.mark.parametrize("at_most", [1, 10_000, 60_000, 10**9])
 def test_the_training_sample_is_the_same_in_any_order(corpus, at_most):
-    sample = load._sample(corpus, at_most)
+    sample = load.sample(corpus, at_most)
     for seed in range(3):
-        assert load._sample(random.Random(seed).sample(corpus, len(corpus)), at_most) == sample
+        assert load.sample(random.Random(seed).sample(corpus, len(corpus)), at_most) == sample
     size = sum(len(text.encode()) for text in sample)
     smallest = min(len(text.encode()) for text in sample)
     assert set(sample) <= set(corpus)
@@ -179,7 +180,20 @@ def test_too_little_text_names_the_key(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size=600: ") as error:
         load_tokenizer(trained_config(), tmp_path, lambda: ["hardly", "anything"], "print")
     one_line(error)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_folder_with_a_tokenizer_is_named_as_well_as_its_file(small_tokenizer, tmp_path):
+    config = trained_config(path=str(small_tokenizer.path.parent), vocab_size=512)
+    assert load_tokenizer(config, tmp_path, never, "").path == small_tokenizer.path
+
+
+def test_a_trained_tokenizer_says_how_it_was_made(corpus, tmp_path):
+    made = load_tokenizer(trained_config(train_bytes=30_000), tmp_path, lambda: corpus, "print")
+    record = training_record(made.path.read_text())
+    assert (record["kind"], record["vocab_size"]) == ("superbpe", 600)
+    assert record["corpus"] == {"fingerprint": "print", "train_bytes": 30_000}
+    assert record["documents"] == len(load.sample(corpus, 30_000))
 
 
 # Files that will not do

@@ -1,16 +1,29 @@
 """SuperBPE training, against a slow reference and against the rules that it promises to keep."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import sysconfig
+import time
 from collections import Counter
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 
-from yxanul.tokenizer.superbpe import END_OF_TEXT, MAX_WORDS, train_bpe, train_superbpe
+from yxanul.tokenizer.superbpe import (
+    END_OF_TEXT,
+    MAX_WORDS,
+    annotated,
+    recipe,
+    train_bpe,
+    train_superbpe,
+    training_record,
+)
 
 VOCAB_SIZE, TRANSITION = 4096, 2560
 
@@ -226,3 +239,105 @@ def test_impossible_sizes_are_refused():
         train_bpe(["text"], 256)
     with pytest.raises(ValueError, match="transition 400 exceeds vocab_size 300"):
         train_superbpe(["text"], 300, 400)
+
+
+def test_words_are_those_of_the_stock_trainer(seen, bpe):
+    stock = Tokenizer(models.BPE())
+    stock.pre_tokenizer = bpe.pre_tokenizer
+    alphabet = ByteLevel.alphabet()
+    stock.train_from_iterator(
+        seen,
+        trainers.BpeTrainer(vocab_size=VOCAB_SIZE - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False),
+    )
+    assert merges_of(bpe) == merges_of(stock)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda n: "A" * n,
+        lambda n: " " * n + "x",
+        lambda n: "\n" * n + "x",
+        lambda n: "=-" * (n // 2),
+        lambda n: "".join(random.Random(1).choices("0123456789", k=n)),
+        lambda n: "".join(random.Random(2).choices("abcdefghijklmnopqrstuvwxyz", k=n)),
+        lambda n: " ".join(random.Random(3).choices(["ab", "cd", "ef"], k=n // 3)),
+    ],
+    ids=["letter", "spaces", "line breaks", "ruler", "digits", "letters", "one line"],
+)
+def test_endless_runs_take_no_quadratic_time(documents, run):
+    start = time.perf_counter()
+    tokenizer = train_superbpe([documents[20], run(400_000)], 700, 600)
+    assert time.perf_counter() - start < 20, "under a second; a minute if it were quadratic"
+    text = run(5000)
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_threads_and_hash_seeds_do_not_matter(tmp_path):
+    script = """
+import argparse, sys
+from pathlib import Path
+from yxanul.tokenizer.superbpe import train_superbpe
+lines = Path(argparse.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
+train_superbpe(lines, 1200, 800).save(sys.argv[1])
+"""
+    files = []
+    for seed, threads in (("1", "1"), ("2", "4")):
+        files.append(tmp_path / f"{seed}.json")
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
+        root = Path(__file__).parents[2]
+        subprocess.run([sys.executable, "-c", script, files[-1]], check=True, env=environment, cwd=root)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_stock_loads_an_annotated_file_as_the_same_tokenizer(superbpe, seen, unseen):
+    content = annotated(superbpe, {**recipe(seen, VOCAB_SIZE, TRANSITION), "corpus": {"name": "ö \n {}", "rows": [1]}})
+    loaded = Tokenizer.from_str(content)
+    assert loaded.to_str() == superbpe.to_str()
+    for text in [*unseen[:5], *HARD_TEXTS]:
+        assert loaded.encode(text).ids == superbpe.encode(text).ids
+
+
+def test_the_record_is_read_back(superbpe):
+    record = {"kind": "superbpe", "corpus": {"name": 'ö "quoted"', "shards": ["a", None, 1.5, True]}}
+    assert training_record(annotated(superbpe, record)) == record
+    assert training_record(superbpe.to_str()) is None
+    with pytest.raises(TypeError):
+        annotated(superbpe, {"corpus": Path()})
+    with pytest.raises(json.JSONDecodeError):
+        training_record("no JSON")
+
+
+def test_the_recipe_counts_and_names_the_rules():
+    made = recipe(["é", "ab"], VOCAB_SIZE, TRANSITION)
+    assert (made["kind"], made["vocab_size"], made["transition"]) == ("superbpe", VOCAB_SIZE, TRANSITION)
+    assert (made["documents"], made["bytes"]) == (2, 4)
+    assert (made["rules"]["superword_max_words"], made["rules"]["superword_never_holds"]) == (MAX_WORDS, ": ")
+    plain = recipe(["é", "ab"], VOCAB_SIZE, None)
+    assert (plain["kind"], plain["transition"]) == ("bpe", None)
+    assert not [rule for rule in plain["rules"] if "superword" in rule]
+
+
+def test_the_recipe_holds_the_regexes_that_cut(superbpe, bpe):
+    def regexes(tokenizer: Tokenizer) -> list[str]:
+        steps = json.loads(tokenizer.to_str())["pre_tokenizer"]["pretokenizers"]
+        return [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
+
+    rules = recipe([], VOCAB_SIZE, TRANSITION)["rules"]
+    assert [rules["line_breaks"], rules["numbers"]] == regexes(superbpe)
+    assert [rules["words"]] == regexes(bpe)
+
+
+def test_progress_runs_from_0_to_1_in_each_stage(seen, superbpe):
+    calls = []
+    watched = train_superbpe(seen, VOCAB_SIZE, TRANSITION, lambda stage, done: calls.append((stage, done)))
+    stages = {stage: [done for _, done in group] for stage, group in groupby(calls, key=lambda call: call[0])}
+    assert list(stages) == ["words", "word merges", "cutting", "encoding", "superwords"]
+    for done in stages.values():
+        assert done[0] == 0 and done[-1] == 1 and done == sorted(done)
+    assert len(stages["superwords"]) > 50
+    assert watched.to_str() == superbpe.to_str()
+
+    calls.clear()
+    train_bpe(seen, 300, lambda stage, done: calls.append((stage, done)))
+    assert {stage for stage, _ in calls} == {"words", "word merges"}

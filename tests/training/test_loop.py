@@ -20,8 +20,6 @@ from yxanul.config import (
     TrainConfig,
 )
 from yxanul.curriculum import plan
-from yxanul.data.documents import Part
-from yxanul.data.shards import prepare
 from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.optim.build import build_optimizers
@@ -39,10 +37,9 @@ SCHEDULE = ScheduleConfig(ScheduleKind.cosine, warmup=0.1, decay=0.0, floor=0.1)
 
 
 @pytest.fixture(scope="module")
-def corpus(small_tokenizer, tmp_path_factory):
+def corpus(make_corpus, small_tokenizer, tmp_path_factory):
     texts = [f"def f{n}(x):\n    return x * {n % 7}  # {'so ' * (n % 9)}it goes\n" for n in range(150)]
-    part = Part("p", "f", lambda: iter(texts))
-    return prepare([part], small_tokenizer, 0.1, tmp_path_factory.mktemp("tokens"))
+    return make_corpus(texts, small_tokenizer, 0.1, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture

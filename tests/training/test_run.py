@@ -25,7 +25,7 @@ from yxanul.precision.linear import build_precision
 from yxanul.tracking import Tracker, read_rows
 from yxanul.training import checkpoint
 from yxanul.training.evaluation import evaluate
-from yxanul.training.run import locked, read_text, train_run
+from yxanul.training.run import read_text, run_lock, train_run
 from yxanul.validation import validate
 
 CPU = torch.device("cpu")
@@ -255,7 +255,8 @@ def test_a_run_whose_data_has_changed_is_refused_and_left_alone(run, finished, m
 
     def changed(*arguments):
         text = read_text(*arguments)
-        return replace(text, corpus=replace(text.corpus, fingerprint="0" * 64))
+        other = [replace(shard, sha256="other") for shard in text.corpus.shards]
+        return replace(text, corpus=replace(text.corpus, shards=other))
 
     monkeypatch.setattr("yxanul.training.run.read_text", changed)
     assert "the data has changed" in refusal(run, finished)
@@ -302,7 +303,7 @@ def test_a_named_checkpoint_on_other_data_is_a_warning(run, undisturbed, tmp_pat
 def test_a_run_that_another_process_holds_is_refused(run, finished):
     go_back(finished, 12)
     before = contents(finished)
-    with locked(finished):
+    with run_lock(finished):
         assert "another process is training this run" in refusal(run, finished)
         assert contents(finished) == before
     assert run(finished)[0] == 0

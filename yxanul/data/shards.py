@@ -1,31 +1,34 @@
-"""Documents -> tokens on disk, once.
+"""Tokens on disk: the format of a shard, and the corpus that shards make up.
 
 Each part of the source becomes one shard: `NAME.tokens` (little-endian uint16 or uint32, each document begun
-by the end-of-text token), `NAME.offsets.npy` (where documents begin), `NAME.held_out.parquet` (the documents
-that are never trained on, as text: every tokenizer is judged on the same bytes) and, last, `NAME.json`, whose
-presence says that the others are whole. A folder belongs to one source and one tokenizer by their
-fingerprints, so nothing stale is ever read, and a stopped preparation goes on where it was.
+by the end-of-text token), `NAME.offsets.npy` (where documents begin), `NAME.hashes.npy` (of each document's
+text), `NAME.held_out.parquet` (the documents that are never trained on, as text: every tokenizer is judged on
+the same bytes) and, last, `NAME.json`, whose presence says that the others are whole. A folder belongs to one
+source and one tokenizer by their fingerprints, so nothing stale is ever read; `manifest.json` sums it up.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
-from rich.progress import track
 
-from yxanul.data.documents import Part, source_fingerprint, unit_hash
+from yxanul.config import OnError
+from yxanul.data.documents import Part, Skipped, hash64, source_fingerprint, unit_hash
 from yxanul.errors import UserError
-from yxanul.files import atomic_path, write_json
-from yxanul.tokenizer.load import Tokenizer
+from yxanul.files import atomic_path, locked, write_json
+from yxanul.tokenizer.encode import Encoder
 
-BATCH_CHARACTERS = 1_000_000
-SUFFIXES = (".tokens", ".offsets.npy", ".held_out.parquet")
+BATCH_CHARACTERS = 4_000_000
+SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet")
+SKIPS_LISTED = 100
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +43,162 @@ class ShardInfo:
     documents: int
     bytes: int
     held_out_documents: int
+    held_out_bytes: int
     sizes: list[int]
     sha256: str  # of its tokens
+    skipped: int = 0
+    skips: list[str] = field(default_factory=list)  # the first of what was skipped: file, row and reason
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """Where the tokens of one source and one tokenizer lie, and how they are written."""
+
+    path: Path
+    source: str
+    tokenizer: str
+    held_out: float  # share of the documents, by their hash, that is kept apart
+    end_of_text: int
+    dtype: np.dtype
+    parts: dict[str, Part]  # by the shard's name, in the order of the source
+
+    def finished(self, name: str) -> ShardInfo | None:
+        """The record of a shard that is whole and of this source."""
+        try:
+            info = ShardInfo(**json.loads((self.path / f"{name}.json").read_text()))
+            sizes = self._sizes(name)
+        except (OSError, ValueError, TypeError):
+            return None
+        if info.fingerprint != self.parts[name].fingerprint or info.sizes != sizes:
+            log.warning("%s: shard %s does not fit its record and is made again", self.path, name)
+            return None
+        return info
+
+    def write(
+        self,
+        name: str,
+        encoder: Encoder,
+        on_error: OnError,
+        report: Callable[[int, int], None] = lambda *_: None,
+        documents: Iterable[str | Skipped] | None = None,
+    ) -> ShardInfo:
+        """Tokenize a part.
+
+        Args:
+            report: called now and then with the bytes and tokens done since.
+            documents: instead of the part's own.
+
+        Raises:
+            UserError: a row gives no document, and `on_error` is stop.
+        """
+        self.clean(name)
+        part = self.parts[name]
+        contents = _Contents(self, encoder)
+        with atomic_path(self.path / f"{name}.tokens") as path, path.open("wb") as output:
+            for rows in _batches(part.documents() if documents is None else documents):
+                output.write(contents.add(rows, on_error, report))
+        self._save(f"{name}.offsets.npy", np.concatenate(contents.offsets))
+        self._save(f"{name}.hashes.npy", np.concatenate(contents.hashes))
+        with atomic_path(self.path / f"{name}.held_out.parquet") as path:
+            parquet.write_table(pyarrow.table({"text": pyarrow.array(contents.held_out, pyarrow.string())}), path)
+        info = ShardInfo(
+            name=name,
+            part=part.name,
+            fingerprint=part.fingerprint,
+            tokens=contents.tokens,
+            documents=sum(map(len, contents.offsets)) - 1,
+            bytes=contents.bytes,
+            held_out_documents=len(contents.held_out),
+            held_out_bytes=sum(map(_num_bytes, contents.held_out)),
+            sizes=self._sizes(name),
+            sha256=contents.digest.hexdigest(),
+            skipped=len(contents.skipped),
+            skips=list(map(str, contents.skipped[:SKIPS_LISTED])),
+        )
+        write_json(self.path / f"{name}.json", asdict(info))
+        return info
+
+    def clean(self, name: str) -> None:
+        """Remove what a killed process left half written of a shard; its lock must be held."""
+        for left in self.path.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def write_manifest(self) -> None:
+        """Sum up the shards that are finished, whoever made them, in manifest.json."""
+        with locked(self.path / ".manifest.lock"):
+            shards = [info for name in self.parts if (info := self.finished(name))]
+            summary = {
+                "source": self.source,
+                "tokenizer": self.tokenizer,
+                "held_out": self.held_out,
+                "dtype": self.dtype.name,
+                "parts": len(self.parts),
+                "finished": len(shards),
+                "tokens": sum(shard.tokens for shard in shards),
+                "documents": sum(shard.documents for shard in shards),
+                "bytes": sum(shard.bytes for shard in shards),
+                "skipped": sum(shard.skipped for shard in shards),
+                "shards": [asdict(shard) for shard in shards],
+            }
+            write_json(self.path / "manifest.json", summary)
+
+    def _save(self, name: str, array: np.ndarray) -> None:
+        with atomic_path(self.path / name) as path, path.open("wb") as output:
+            np.save(output, array)
+
+    def _sizes(self, name: str) -> list[int]:
+        return [(self.path / f"{name}{suffix}").stat().st_size for suffix in SUFFIXES]
+
+
+class _Contents:
+    """What a shard's documents add up to, batch by batch."""
+
+    def __init__(self, folder: ShardFolder, encoder: Encoder):
+        self._folder = folder
+        self._encoder = encoder
+        self.offsets = [np.zeros(1, np.int64)]
+        self.hashes = [np.zeros(0, np.uint64)]
+        self.held_out: list[str] = []
+        self.skipped: list[Skipped] = []
+        self.tokens = self.bytes = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, rows: list[str | Skipped], on_error: OnError, report: Callable[[int, int], None]) -> np.ndarray:
+        """The tokens of the training documents among `rows`."""
+        self.skipped += [row for row in rows if isinstance(row, Skipped)]
+        if self.skipped and on_error is OnError.stop:
+            raise UserError(f"{self.skipped[0]}; mend the file, or go on without such rows by data.on_error=skip")
+        texts = [row for row in rows if isinstance(row, str)]
+        hashes = np.fromiter(map(hash64, texts), np.uint64, len(texts))
+        trained = hashes / 2.0**64 >= self._folder.held_out  # unit_hash, for all at once
+        training = list(compress(texts, trained))
+        self.held_out += compress(texts, ~trained)
+        ids, begins = self._encoder.encode(training)
+        tokens = np.insert(ids.astype(self._folder.dtype), begins[:-1], self._folder.end_of_text)
+        self.offsets.append(self.tokens + begins[1:] + np.arange(1, len(begins)))
+        self.hashes.append(hashes[trained])
+        self.digest.update(tokens)
+        size = sum(map(_num_bytes, training))
+        self.bytes += size
+        self.tokens += len(tokens)
+        report(size, len(tokens))
+        return tokens
+
+
+def shard_folder(
+    parts: list[Part], tokenizer: str, vocab_size: int, end_of_text: int, held_out: float, cache: Path
+) -> ShardFolder:
+    """The folder for the tokens of `parts`.
+
+    Args:
+        tokenizer: the tokenizer's fingerprint.
+        held_out: share of the documents, by their hash, that is kept apart for evaluation.
+    """
+    source = source_fingerprint(parts)
+    name = hashlib.sha256(f"{source} {tokenizer} {held_out}".encode()).hexdigest()[:16]
+    dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    named = {f"{index:05d}": part for index, part in enumerate(parts)}
+    return ShardFolder(cache / "tokens" / name, source, tokenizer, held_out, end_of_text, dtype, named)
 
 
 @dataclass(frozen=True)
@@ -50,29 +207,47 @@ class Corpus:
 
     Attributes:
         folder: where the shards lie.
-        fingerprint: of the tokens themselves, so that a copy of the data elsewhere is the same data.
         dtype: of the tokens.
-        shards: in the order of the source's parts.
+        shards: those that are finished, in the order of the source's parts.
+        parts: how many shards there are to be.
     """
 
     folder: Path
-    fingerprint: str
     dtype: np.dtype
     shards: list[ShardInfo]
+    parts: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokens themselves, so that a copy of the data elsewhere is the same data."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @property
     def tokens(self) -> int:
         return sum(shard.tokens for shard in self.shards)
 
     @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def skipped(self) -> int:
+        """Rows of the source that gave no document."""
+        return sum(shard.skipped for shard in self.shards)
 
     def open(self) -> tuple[list[np.memmap], list[np.ndarray]]:
         """Each non-empty shard's tokens, memory-mapped, and its document offsets, (documents + 1,) int64."""
         filled = [shard for shard in self.shards if shard.documents]
         tokens = [np.memmap(self.folder / f"{shard.name}.tokens", dtype=self.dtype, mode="r") for shard in filled]
         return tokens, [np.load(self.folder / f"{shard.name}.offsets.npy") for shard in filled]
+
+    def hashes(self) -> np.ndarray:
+        """Of every training document's text, (documents,) uint64."""
+        return np.concatenate([np.load(self.folder / f"{shard.name}.hashes.npy") for shard in self.shards])
 
     def held_out(self, at_most_bytes: int) -> list[str]:
         """Held-out documents by ascending hash, whole ones up to `at_most_bytes` of UTF-8 but at least one.
@@ -84,8 +259,8 @@ class Corpus:
         if not texts:
             raise UserError("no document was held out for evaluation; raise data.held_out or give more documents")
         chosen, size = [], 0
-        for text in sorted(texts, key=unit_hash):
-            size += len(text.encode())
+        for text in sorted(texts, key=hash64):
+            size += _num_bytes(text)
             if chosen and size > at_most_bytes:
                 break
             chosen.append(text)
@@ -94,104 +269,20 @@ class Corpus:
 
 def training_documents(parts: Iterable[Part], held_out: float) -> Iterator[str]:
     """The documents that may be trained on (a tokenizer, too, learns from these alone)."""
-    return (text for part in parts for text in part.documents() if unit_hash(text) >= held_out)
+    rows = (row for part in parts for row in part.documents())
+    return (row for row in rows if isinstance(row, str) and unit_hash(row) >= held_out)
 
 
-def prepare(parts: list[Part], tokenizer: Tokenizer, held_out: float, cache: Path) -> Corpus:
-    """Tokenize what is not tokenized yet and return the corpus.
-
-    Args:
-        held_out: share of the documents, by their hash, that is kept apart for evaluation.
-
-    Raises:
-        UserError: a source file is damaged, or there is no document to train on.
-    """
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    identity = f"{source_fingerprint(parts)} {tokenizer.fingerprint} {held_out}"
-    folder = cache / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    names = {f"{index:05d}": part for index, part in enumerate(parts)}
-    done = {name: info for name, part in names.items() if (info := _finished(folder, name, part))}
-    missing = [name for name in names if name not in done]
-    for name in track(missing, f"tokenizing into {folder}", disable=not missing):
-        done[name] = _write_shard(folder, name, names[name], tokenizer, held_out, dtype)
-    shards = [done[name] for name in names]
-    content = hashlib.sha256(" ".join(shard.sha256 for shard in shards).encode()).hexdigest()
-    corpus = Corpus(folder, content, dtype, shards)
-    if missing:
-        write_json(
-            folder / "manifest.json",
-            {
-                "source": source_fingerprint(parts),
-                "tokenizer": tokenizer.fingerprint,
-                "held_out": held_out,
-                "dtype": dtype.name,
-                "tokens": corpus.tokens,
-                "bytes": corpus.bytes,
-                "shards": [asdict(shard) for shard in corpus.shards],
-            },
-        )
-    if corpus.tokens == 0:
-        raise UserError("the data holds no document to train on; give more documents or lower data.held_out")
-    return corpus
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
-def _finished(folder: Path, name: str, part: Part) -> ShardInfo | None:
-    try:
-        info = ShardInfo(**json.loads((folder / f"{name}.json").read_text()))
-        sizes = _sizes(folder, name)
-    except (OSError, ValueError, TypeError):
-        return None
-    if info.fingerprint != part.fingerprint or info.sizes != sizes:
-        log.warning("%s: shard %s does not fit its record and is made again", folder, name)
-        return None
-    return info
-
-
-def _write_shard(
-    folder: Path, name: str, part: Part, tokenizer: Tokenizer, held_out: float, dtype: np.dtype
-) -> ShardInfo:
-    offsets, kept_apart, num_bytes, digest = [0], [], 0, hashlib.sha256()
-    with atomic_path(folder / f"{name}.tokens") as path, path.open("wb") as output:
-        for texts in _batches(part.documents()):
-            training = []
-            for text in texts:
-                (training if unit_hash(text) >= held_out else kept_apart).append(text)
-            for ids in tokenizer.encode(training):
-                document = np.array([tokenizer.end_of_text, *ids], dtype=dtype)
-                output.write(document)
-                digest.update(document)
-                offsets.append(offsets[-1] + len(document))
-            num_bytes += sum(len(text.encode()) for text in training)
-        output.flush()
-    with atomic_path(folder / f"{name}.offsets.npy") as path, path.open("wb") as output:
-        np.save(output, np.array(offsets, dtype=np.int64))
-    with atomic_path(folder / f"{name}.held_out.parquet") as path:
-        parquet.write_table(pyarrow.table({"text": pyarrow.array(kept_apart, pyarrow.string())}), path)
-    info = ShardInfo(
-        name=name,
-        part=part.name,
-        fingerprint=part.fingerprint,
-        tokens=offsets[-1],
-        documents=len(offsets) - 1,
-        bytes=num_bytes,
-        held_out_documents=len(kept_apart),
-        sizes=_sizes(folder, name),
-        sha256=digest.hexdigest(),
-    )
-    write_json(folder / f"{name}.json", asdict(info))
-    return info
-
-
-def _sizes(folder: Path, name: str) -> list[int]:
-    return [(folder / f"{name}{suffix}").stat().st_size for suffix in SUFFIXES]
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    """Lists of documents of about BATCH_CHARACTERS, so that the library can encode with all cores."""
+def _batches(documents: Iterable[str | Skipped]) -> Iterator[list[str | Skipped]]:
+    """Lists of documents of about BATCH_CHARACTERS."""
     batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
+    for row in documents:
+        batch.append(row)
+        size += len(row) if isinstance(row, str) else 0
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

@@ -5,6 +5,7 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import tokenizers
 
 from yxanul.config import TokenizerConfig, TokenizerKind
 from yxanul.errors import ConfigError, UserError
-from yxanul.files import atomic_path
-from yxanul.tokenizer.superbpe import train_bpe, train_superbpe
+from yxanul.files import atomic_path, locked
+from yxanul.tokenizer.encode import Encoder, StockEncoder, build_encoder, stock_encoder
+from yxanul.tokenizer.superbpe import Progress, annotated, recipe, train_bpe, train_superbpe
 
 SPARE_IDS = 64
 """How many ids a file may lack of tokenizer.vocab_size (reserved or special tokens left out of it)."""
@@ -24,6 +26,7 @@ class Tokenizer:
     """Text <-> ids, with what the bytes of each id are.
 
     Attributes:
+        library, stock: the loaded file, and the same as an encoder.
         vocab_size: ids that may occur.
         end_of_text: id that begins every document.
         byte_lengths: (vocab_size,) uint16, the bytes of UTF-8 each id stands for; 0 for special tokens.
@@ -32,6 +35,7 @@ class Tokenizer:
     """
 
     library: tokenizers.Tokenizer
+    stock: StockEncoder
     vocab_size: int
     end_of_text: int
     byte_lengths: np.ndarray
@@ -40,7 +44,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text; special-token text inside a document stays ordinary text."""
-        return [encoding.ids for encoding in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
+        ids, begins = self.stock.encode(texts)
+        return [ids[begin:end].tolist() for begin, end in pairwise(begins)]
+
+    def bulk_encoder(self) -> Encoder:
+        """Gives the same ids for much text; it takes a second to build."""
+        return build_encoder(self.stock, self.path.read_text(encoding="utf-8"), self.byte_lengths)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens shown."""
@@ -52,6 +61,7 @@ def load_tokenizer(
     cache: Path,
     corpus: Callable[[], Iterable[str]],
     corpus_fingerprint: str,
+    progress: Progress = lambda stage, done: None,
 ) -> Tokenizer:
     """The tokenizer that the configuration names.
 
@@ -59,18 +69,20 @@ def load_tokenizer(
         cache: folder for tokenizers trained here.
         corpus: the training documents, asked for only if a tokenizer must be trained.
         corpus_fingerprint: names what was trained on, so that other text trains another tokenizer.
+        progress: told what is being done in training one, and the share of it that is done.
 
     Raises:
         UserError: the file is missing, unreadable or of another size, or cannot be downloaded.
     """
     if config.path is not None:
         path = Path(config.path).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
-            raise ConfigError("tokenizer.path", config.path, "no such file; name a tokenizer.json")
+            raise ConfigError("tokenizer.path", config.path, "no such file; name a tokenizer.json or its folder")
     elif config.kind is TokenizerKind.hub:
         path = _from_hub(config)
     else:
-        path = _trained(config, cache, corpus, corpus_fingerprint)
+        path = _trained(config, cache, corpus, corpus_fingerprint, progress)
     return open_tokenizer(path, config)
 
 
@@ -96,6 +108,7 @@ def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
     library.encode_special_tokens = True
     return Tokenizer(
         library,
+        stock_encoder(library, content),
         vocab_size,
         end_of_text,
         _byte_lengths(library, vocab_size, content),
@@ -135,31 +148,31 @@ def _trained(
     cache: Path,
     corpus: Callable[[], Iterable[str]],
     corpus_fingerprint: str,
+    progress: Progress,
 ) -> Path:
-    recipe = [
-        config.kind.value,
-        config.vocab_size,
-        config.transition,
-        config.train_bytes,
-        corpus_fingerprint,
-    ]
-    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    path = cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}.json"
-    if not path.exists():
-        texts = _sample(corpus(), config.train_bytes)
+    transition = config.transition if config.kind is TokenizerKind.superbpe else None
+    asked = [config.kind.value, config.vocab_size, transition, config.train_bytes, corpus_fingerprint]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    path = cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}" / "tokenizer.json"
+    with locked(path.parent / ".lock"):
+        if path.exists():
+            return path
+        texts = sample(corpus(), config.train_bytes)
         try:
-            if config.kind is TokenizerKind.superbpe:
-                trained = train_superbpe(texts, config.vocab_size, config.transition)
+            if transition is None:
+                trained = train_bpe(texts, config.vocab_size, progress)
             else:
-                trained = train_bpe(texts, config.vocab_size)
+                trained = train_superbpe(texts, config.vocab_size, transition, progress)
         except ValueError as error:
             raise UserError(f"tokenizer.vocab_size={config.vocab_size}: {error}") from error
+        source = {"fingerprint": corpus_fingerprint, "train_bytes": config.train_bytes}
+        record = recipe(texts, config.vocab_size, transition) | {"corpus": source}
         with atomic_path(path) as temporary:
-            trained.save(str(temporary))
+            temporary.write_text(annotated(trained, record), encoding="utf-8")
     return path
 
 
-def _sample(documents: Iterable[str], at_most: int) -> list[str]:
+def sample(documents: Iterable[str], at_most: int) -> list[str]:
     """The documents of smallest hash, up to about `at_most` bytes: the same ones in whatever order they come."""
     kept: list[tuple[bytes, str, int]] = []
     total = 0

@@ -1,6 +1,5 @@
 """One run from configuration to result: make what it needs, resume where it was, train, and say what came out."""
 
-import fcntl
 import json
 import logging
 import math
@@ -8,7 +7,7 @@ import os
 import platform
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,11 @@ from rich.console import Console
 
 from yxanul import __version__, hardware
 from yxanul.config import Config, WandbMode, first_difference, identity, to_plain
-from yxanul.data import documents, shards
+from yxanul.data.preparation import prepare_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
-from yxanul.errors import UserError
-from yxanul.files import atomic_path, write_json
+from yxanul.errors import ConfigError, UserError
+from yxanul.files import atomic_path, locked, write_json
 from yxanul.model import count
 from yxanul.model.sample import sample
 from yxanul.model.transformer import Transformer
@@ -33,7 +32,7 @@ from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
-from yxanul.tokenizer.load import Tokenizer, load_tokenizer
+from yxanul.tokenizer.load import Tokenizer
 from yxanul.tracking import (
     ConsoleSink,
     Record,
@@ -83,7 +82,7 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
             soft_wrap=True,
         )
         return 0
-    with locked(folder):
+    with run_lock(folder):
         return _train(config, folder, console)
 
 
@@ -153,40 +152,29 @@ def _train(config: Config, folder: Path, console: Console) -> int:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold the run's folder, so that two processes cannot write one run.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another with hydra.run.dir=DIR"
-        ) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = stack.enter_context(locked(folder / ".lock", wait=False))
         except OSError as error:
             raise UserError(
-                f"{folder}: another process is training this run; wait for it, or change the seed"
+                f"{folder}: cannot be written ({error.strerror}); choose another with hydra.run.dir=DIR"
             ) from error
+        if not ours:
+            raise UserError(f"{folder}: another process is training this run; wait for it, or change the seed")
         yield
 
 
 def read_text(config: Config, console: Console) -> Text:
     """Open the data, load or train the tokenizer, tokenize what is not tokenized yet."""
-    parts = documents.open_source(config.data)
-    cache = Path(config.data.cache).expanduser()
-    tokenizer = load_tokenizer(
-        config.tokenizer,
-        cache,
-        corpus=lambda: shards.training_documents(parts, config.data.held_out),
-        corpus_fingerprint=f"{documents.source_fingerprint(parts)} {config.data.held_out}",
-    )
-    corpus = shards.prepare(parts, tokenizer, config.data.held_out, cache)
+    if config.data.parts > 1:
+        raise ConfigError("data.parts", config.data.parts, "a run reads all the data; only yxanul.prepare divides it")
+    tokenizer, corpus = prepare_text(config.data, config.tokenizer, console)
     texts = corpus.held_out(config.evaluate.bytes)
     console.print(
         f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) "

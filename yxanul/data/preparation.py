@@ -1,0 +1,245 @@
+"""Make what a run reads: find or download its text, load or train its tokenizer, tokenize with all cores.
+
+A part of the source is one task and gives one shard. A shard is written by whoever holds its lock, and what is
+finished is never done again: several processes, here or on other machines that see the folder, share the work
+without speaking to one another, and a stopped preparation goes on where it was.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path, PurePosixPath
+
+from rich.console import Console
+
+from yxanul.config import DataConfig, OnError, TokenizerConfig
+from yxanul.data import documents
+from yxanul.data.documents import Part, Skipped
+from yxanul.data.progress import Progress, phases
+from yxanul.data.shards import Corpus, ShardFolder, shard_folder, training_documents
+from yxanul.errors import UserError
+from yxanul.files import locked
+from yxanul.tokenizer.encode import Encoder
+from yxanul.tokenizer.load import Tokenizer, load_tokenizer
+
+INLINE_BYTES = 16_000_000
+"""Less text than this is tokenized here: workers would cost more than they save."""
+BUSY_WAIT = 0.2  # seconds between looks at shards that other processes are writing
+MAX_KILLS = 2
+"""Workers that may be killed over one part, for example for want of memory, before it is given up."""
+log = logging.getLogger(__name__)
+
+
+def prepare_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> tuple[Tokenizer, Corpus]:
+    """The tokenizer and the tokens of a configuration, made if they are missing.
+
+    With `data.parts` above 1 only the shards of `data.part` are made, and the corpus holds what is finished.
+
+    Raises:
+        UserError: the text or the tokenizer is missing or damaged, or there is nothing to train on.
+    """
+    fetch(data)
+    parts = documents.open_source(data)
+    cache = Path(data.cache).expanduser()
+    with phases(console, "training the tokenizer") as progress:
+        loaded = load_tokenizer(
+            tokenizer,
+            cache,
+            corpus=lambda: training_documents(parts, data.held_out),
+            corpus_fingerprint=f"{documents.source_fingerprint(parts)} {data.held_out}",
+            progress=progress,
+        )
+    return loaded, prepare(parts, loaded, data, console)
+
+
+def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: Console) -> Corpus:
+    """Tokenize what is not tokenized yet; see `prepare_text`."""
+    folder = shard_folder(
+        parts,
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.end_of_text,
+        data.held_out,
+        Path(data.cache).expanduser(),
+    )
+    mine = list(folder.parts)[data.part :: data.parts]
+    missing = [name for name in mine if not folder.finished(name)]
+    if missing:
+        with Progress(console, sum(folder.parts[name].bytes for name in missing)) as progress:
+            job = Job(folder, tokenizer.bulk_encoder(), data.on_error)
+            workers = min(data.workers or len(os.sched_getaffinity(0)), len(missing))
+            if workers == 1 or sum(folder.parts[name].bytes for name in missing) < INLINE_BYTES:
+                job.make(missing, lambda name: None, progress.add)
+            else:
+                Workers(job, missing, progress.add).run(workers)
+        folder.write_manifest()
+    shards = [info for name in folder.parts if (info := folder.finished(name))]
+    corpus = Corpus(folder.path, folder.dtype, shards, len(folder.parts))
+    if corpus.skipped:
+        first = next(skip for shard in shards for skip in shard.skips)
+        log.warning("%d rows gave no document, the first %s", corpus.skipped, first)
+    if corpus.tokens == 0 and data.parts == 1:
+        raise UserError("the data holds no document to train on; give more documents or lower data.held_out")
+    return corpus
+
+
+@dataclass(frozen=True)
+class Job:
+    """What it takes to make shards."""
+
+    folder: ShardFolder
+    encoder: Encoder
+    on_error: OnError
+
+    def make(self, names: list[str], begun: Callable[[str], None], report: Callable[[int, int], None]) -> None:
+        """Make the shards that no other process makes, and wait for the others.
+
+        Args:
+            begun: called with the name of each shard before it is made here.
+            report: called now and then with the bytes and tokens done since.
+        """
+        while names := [name for name in names if not self._make_one(name, begun, report)]:
+            time.sleep(BUSY_WAIT)
+
+    def _make_one(self, name: str, begun: Callable[[str], None], report: Callable[[int, int], None]) -> bool:
+        """Whether the shard is finished; it is not if another process is at it."""
+        with self._claimed(name) as ours:
+            if ours and not self.folder.finished(name):
+                begun(name)
+                self.folder.write(name, self.encoder, self.on_error, report)
+            return ours
+
+    def give_up(self, name: str) -> None:
+        """Deal with a part that workers do not survive.
+
+        Raises:
+            UserError: `on_error` is stop; else an empty shard that tells of it is written.
+        """
+        part = self.folder.parts[name]
+        wrong = Skipped(part.name, None, f"{MAX_KILLS} workers were killed over it (out of memory?)")
+        if self.on_error is OnError.stop:
+            raise UserError(f"{wrong}; try data.workers=1, or go on without it by data.on_error=skip")
+        with self._claimed(name):
+            self.folder.write(name, self.encoder, self.on_error, documents=[wrong])
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        lock = self.folder.path / f".{name}.lock"
+        with locked(lock, wait=False) as ours:
+            try:
+                yield ours
+            finally:
+                if ours:
+                    lock.unlink(missing_ok=True)  # two may now hold a lock each, and write the same shard twice, whole
+
+
+class Workers:
+    """Processes that make shards side by side; what each is at is known, so that its end can be told."""
+
+    def __init__(self, job: Job, names: list[str], report: Callable[[int, int], None]):
+        self._job = job
+        self._names = names
+        self._report = report
+        self._kills: Counter[str] = Counter()
+        self._running: dict[Connection, multiprocessing.Process] = {}
+        self._current: dict[Connection, str] = {}
+
+    def run(self, workers: int) -> None:
+        """Make all shards.
+
+        Raises:
+            UserError, OSError: what stopped a worker; the others are stopped too.
+        """
+        try:
+            for _ in range(workers):
+                self._start()
+            while self._running:
+                for connection in wait(list(self._running)):
+                    self._receive(connection)
+        finally:
+            for process in self._running.values():
+                process.terminate()
+            for process in self._running.values():
+                process.join()
+
+    def _start(self) -> None:
+        inbox, outbox = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.Process(target=_work, args=(self._job, self._names, outbox, os.getpid()))
+        process.start()
+        outbox.close()  # so that the worker's end is the only one, and its death is the end of the pipe
+        self._running[inbox] = process
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            message = connection.recv()
+        except EOFError:
+            self._ended(connection)
+            return
+        match message:
+            case Exception():
+                raise message
+            case str():
+                self._current[connection] = message
+            case num_bytes, tokens:
+                self._report(num_bytes, tokens)
+
+    def _ended(self, connection: Connection) -> None:
+        process = self._running.pop(connection)
+        process.join()
+        if process.exitcode > 0:
+            raise RuntimeError("a worker failed; its error stands above")
+        if process.exitcode < 0:
+            name = self._current.get(connection)
+            log.warning(
+                "a worker was killed by %s%s; another goes on",
+                signal.Signals(-process.exitcode).name,
+                f" at {self._job.folder.parts[name].name}" if name else "",
+            )
+            self._kills[name] += 1
+            if name and self._kills[name] == MAX_KILLS:
+                self._job.give_up(name)
+            self._start()
+
+
+def _work(job: Job, names: list[str], outbox: Connection, parent: int) -> None:
+    """A worker's life: it ends with its work, with an error, when told to, or with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and tells
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+    def report(num_bytes: int, tokens: int) -> None:
+        if os.getppid() != parent:
+            sys.exit()
+        outbox.send((num_bytes, tokens))
+
+    try:
+        job.make(names, outbox.send, report)
+    except (UserError, OSError) as error:
+        outbox.send(error)
+
+
+def fetch(data: DataConfig) -> None:
+    """Download the files of `data` where there are none, or a download is unfinished.
+
+    A path that does not end in the files' folder is the user's own copy, and left alone.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    if data.repo is None:
+        return
+    path, inner = Path(data.path).expanduser(), PurePosixPath(data.files).parent
+    if not path.as_posix().endswith(f"/{inner}") and path.as_posix() != str(inner):
+        return
+    from yxanul.data.download import download, recorded  # half a second that others need not wait
+
+    root = path.parents[len(inner.parts) - 1]
+    if recorded(root) or not documents.source_files(path):
+        download(data.repo, data.revision, data.files, root)

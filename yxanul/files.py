@@ -45,8 +45,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
-        else:
+            return
+        try:
             yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing would not free it while a forked child has the file open
 
 
 def sync(path: Path) -> None:

@@ -25,13 +25,13 @@ from yxanul.data import documents
 from yxanul.data.documents import Part, Skipped
 from yxanul.data.progress import Progress, phases
 from yxanul.data.shards import Corpus, ShardFolder, shard_folder, training_documents
-from yxanul.errors import UserError
+from yxanul.errors import ConfigError, UserError
 from yxanul.files import locked
 from yxanul.tokenizer.encode import Encoder
 from yxanul.tokenizer.load import Tokenizer, load_tokenizer
 
 INLINE_BYTES = 16_000_000
-"""Less text than this is tokenized here: workers would cost more than they save."""
+"""Unless data.workers says otherwise, less text is tokenized here: workers would cost more than they save."""
 BUSY_WAIT = 0.2  # seconds between looks at shards that other processes are writing
 MAX_KILLS = 2
 """Workers that may be killed over one part, for example for want of memory, before it is given up."""
@@ -60,6 +60,17 @@ def prepare_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console)
     return loaded, prepare(parts, loaded, data, console)
 
 
+def whole_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> tuple[Tokenizer, Corpus]:
+    """As `prepare_text`, for those who read all of it.
+
+    Raises:
+        ConfigError: only a share is asked for.
+    """
+    if data.parts > 1:
+        raise ConfigError("data.parts", data.parts, "all the data is read here; only yxanul.prepare divides it")
+    return prepare_text(data, tokenizer, console)
+
+
 def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: Console) -> Corpus:
     """Tokenize what is not tokenized yet; see `prepare_text`."""
     folder = shard_folder(
@@ -73,15 +84,17 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: 
     mine = list(folder.parts)[data.part :: data.parts]
     missing = [name for name in mine if not folder.finished(name)]
     if missing:
-        with Progress(console, sum(folder.parts[name].bytes for name in missing)) as progress:
+        size = sum(folder.parts[name].bytes for name in missing)
+        with Progress(console, size) as progress:
             job = Job(folder, tokenizer.bulk_encoder(), data.on_error)
-            workers = min(data.workers or len(os.sched_getaffinity(0)), len(missing))
-            if workers == 1 or sum(folder.parts[name].bytes for name in missing) < INLINE_BYTES:
+            workers = data.workers or (os.cpu_count() if size > INLINE_BYTES else 1)
+            if workers == 1:
                 job.make(missing, lambda name: None, progress.add)
             else:
-                Workers(job, missing, progress.add).run(workers)
-        folder.write_manifest()
+                Workers(job, missing, progress.add).run(min(workers, len(missing)))
     shards = [info for name in folder.parts if (info := folder.finished(name))]
+    if missing or folder.counted() != len(shards):  # who made the last shard may have been killed before it counted
+        folder.write_manifest()
     corpus = Corpus(folder.path, folder.dtype, shards, len(folder.parts))
     if corpus.skipped:
         first = next(skip for shard in shards for skip in shard.skips)
@@ -235,11 +248,11 @@ def fetch(data: DataConfig) -> None:
     """
     if data.repo is None:
         return
-    path, inner = Path(data.path).expanduser(), PurePosixPath(data.files).parent
-    if not path.as_posix().endswith(f"/{inner}") and path.as_posix() != str(inner):
+    path, inner = Path(data.path).expanduser(), PurePosixPath(data.files).parent.parts
+    if path.parts[len(path.parts) - len(inner) :] != inner:
         return
     from yxanul.data.download import download, recorded  # half a second that others need not wait
 
-    root = path.parents[len(inner.parts) - 1]
+    root = Path(*path.parts[: len(path.parts) - len(inner)])
     if recorded(root) or not documents.source_files(path):
         download(data.repo, data.revision, data.files, root)

@@ -39,7 +39,7 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
         if error is None:
-            self._say()
+            self._say("")
 
     def add(self, num_bytes: int, tokens: int) -> None:
         """Count what was done since the last call."""
@@ -47,15 +47,15 @@ class Progress:
         self._tokens += tokens
         self._bar.update(self._task, completed=self._bytes, tokens=self._tokens)
         if not self._console.is_terminal and time.monotonic() - self._said > SECONDS_A_LINE:
-            self._say()
+            left = (time.monotonic() - self._began) * max(self._total / max(self._bytes, 1) - 1, 0)
+            self._say(f", {left:,.0f} s left")
 
-    def _say(self) -> None:
+    def _say(self, rest: str) -> None:
         self._said = time.monotonic()
         seconds = max(self._said - self._began, 1e-3)
-        left = seconds * max(self._total - self._bytes, 0) / max(self._bytes, 1)
         self._console.print(
             f"tokenized {self._bytes / 1e6:,.1f} MB into {self._tokens:,} tokens in {seconds:.1f} s "
-            f"({self._bytes / 1e6 / seconds:.1f} MB/s)" + (f", {left:,.0f} s left" if left > 1 else ""),
+            f"({self._bytes / 1e6 / seconds:.1f} MB/s){rest}",
             highlight=False,
             soft_wrap=True,
         )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -119,13 +120,21 @@ class ShardFolder:
         return info
 
     def clean(self, name: str) -> None:
-        """Remove what a killed process left half written of a shard; its lock must be held."""
+        """Remove what a killed process left half written of a shard or the manifest; its lock must be held."""
         for left in self.path.glob(f".{name}.*.tmp"):
             left.unlink(missing_ok=True)
+
+    def counted(self) -> int | None:
+        """How many finished shards manifest.json knows of; None if it is not there."""
+        try:
+            return json.loads((self.path / "manifest.json").read_text())["finished"]
+        except (OSError, ValueError, KeyError):
+            return None
 
     def write_manifest(self) -> None:
         """Sum up the shards that are finished, whoever made them, in manifest.json."""
         with locked(self.path / ".manifest.lock"):
+            self.clean("manifest")
             shards = [info for name in self.parts if (info := self.finished(name))]
             summary = {
                 "source": self.source,
@@ -238,6 +247,11 @@ class Corpus:
     def skipped(self) -> int:
         """Rows of the source that gave no document."""
         return sum(shard.skipped for shard in self.shards)
+
+    def record(self) -> dict[str, Any]:
+        """What a run says of the data that it reads."""
+        names = ("fingerprint", "documents", "tokens", "bytes", "skipped")
+        return {"folder": str(self.folder)} | {name: getattr(self, name) for name in names}
 
     def open(self) -> tuple[list[np.memmap], list[np.ndarray]]:
         """Each non-empty shard's tokens, memory-mapped, and its document offsets, (documents + 1,) int64."""

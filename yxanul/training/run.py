@@ -19,10 +19,10 @@ from rich.console import Console
 
 from yxanul import __version__, hardware
 from yxanul.config import Config, WandbMode, first_difference, identity, to_plain
-from yxanul.data.preparation import prepare_text
+from yxanul.data.preparation import whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
-from yxanul.errors import ConfigError, UserError
+from yxanul.errors import UserError
 from yxanul.files import atomic_path, locked, write_json
 from yxanul.model import count
 from yxanul.model.sample import sample
@@ -117,7 +117,7 @@ def _train(config: Config, folder: Path, console: Console) -> int:
     state = _resume(config, folder, plan, model, optimizers, device, text, console)
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
-    write_json(folder / "plan.json", plan.record())
+    write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
     tracker = _tracker(config, folder, plan, state, console)
     trainer = Trainer(
         model=model,
@@ -172,9 +172,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def read_text(config: Config, console: Console) -> Text:
     """Open the data, load or train the tokenizer, tokenize what is not tokenized yet."""
-    if config.data.parts > 1:
-        raise ConfigError("data.parts", config.data.parts, "a run reads all the data; only yxanul.prepare divides it")
-    tokenizer, corpus = prepare_text(config.data, config.tokenizer, console)
+    tokenizer, corpus = whole_text(config.data, config.tokenizer, console)
     texts = corpus.held_out(config.evaluate.bytes)
     console.print(
         f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) "
@@ -290,6 +288,7 @@ def _finish(
         "xz_bits_per_byte": text.held_out.xz_bits_per_byte,
         "perplexity": score.perplexity,
         "eval_bytes": text.held_out.bytes,
+        "corpus": text.corpus.record(),
         "tokens": state.tokens,
         "bytes": state.bytes,
         "steps": state.step,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from yxanul.config import TokenizerConfig, TokenizerKind
-from yxanul.tokenizer import encode
+from yxanul.tokenizer import across, encode
 from yxanul.tokenizer.encode import AtomEncoder, StockEncoder, build_encoder, stock_encoder
 from yxanul.tokenizer.load import open_tokenizer
 from yxanul.tokenizer.superbpe import train_bpe, train_superbpe
@@ -71,11 +71,11 @@ def trained(request):
 
 def encoder_of(library: Tokenizer) -> encode.Encoder:
     library.encode_special_tokens = True
-    content = library.to_str()
+    description = json.loads(library.to_str())
     lengths = np.zeros(1 + max(library.get_vocab().values()), dtype=np.uint16)
     for token, index in library.get_vocab(with_added_tokens=False).items():
         lengths[index] = len(token)
-    return build_encoder(stock_encoder(library, content), content, lengths)
+    return build_encoder(stock_encoder(library, description), description, lengths)
 
 
 def check(library: Tokenizer, encoder: encode.Encoder, texts: list[str]) -> None:
@@ -154,14 +154,14 @@ def test_every_real_document(published, shared):
 
 
 def test_a_full_table_is_begun_anew(trained, monkeypatch):
-    monkeypatch.setattr(encode, "MAX_TABLE_CHARACTERS", 50)
+    monkeypatch.setattr(encode, "MAX_TABLE_BYTES", 50)
     encoder = encoder_of(trained)
     for seed in range(5):
         check(trained, encoder, ["".join(random.Random(seed).choices(SNIPPETS, k=30))] * 2)
 
 
 def test_stretches_too_long_go_to_the_stock_library(trained, monkeypatch):
-    monkeypatch.setattr(encode, "MAX_STRETCH", 2)
+    monkeypatch.setattr(across, "MAX_STRETCH", 2)
     encoder = encoder_of(trained)
     texts = ["".join(random.Random(seed).choices(SNIPPETS, k=30)) for seed in range(5)]
     check(trained, encoder, ["", *texts, "the end of the text"])
@@ -181,6 +181,7 @@ def byte_level(*steps):
 OTHERS = {
     "a normalizer": {"normalizer": normalizers.NFKC()},
     "an unknown split": {"pre_tokenizer": byte_level(pre_tokenizers.Split(Regex(r"\w+ \w+"), "isolated"))},
+    "a split that drops text": {"pre_tokenizer": byte_level(pre_tokenizers.Split(Regex(r"\n+"), "removed"))},
     "another kind of split": {"pre_tokenizer": byte_level(pre_tokenizers.Punctuation())},
     "a space put before": {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
 }

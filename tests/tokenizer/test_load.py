@@ -196,6 +196,17 @@ def test_a_trained_tokenizer_says_how_it_was_made(corpus, tmp_path):
     assert record["documents"] == len(load.sample(corpus, 30_000))
 
 
+def test_truncation_and_padding_of_a_file_are_not_for_training_text(small_tokenizer, tmp_path):
+    library = Tokenizer.from_file(str(small_tokenizer.path))
+    library.enable_truncation(8)
+    library.enable_padding(length=16)
+    library.save(str(tmp_path / "tokenizer.json"))
+    config = trained_config(path=str(tmp_path), vocab_size=512)
+    tokenizer = load_tokenizer(config, tmp_path, never, "")
+    texts = ["short", "a long text, " * 20]
+    assert tokenizer.encode(texts) == small_tokenizer.encode(texts)
+
+
 # Files that will not do
 
 
@@ -257,7 +268,7 @@ def test_a_tokenizer_without_bytes_is_refused(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
     config = trained_config(path=str(tmp_path / "tokenizer.json"), vocab_size=3)
-    with pytest.raises(UserError, match="not byte-level"):
+    with pytest.raises(UserError, match="no byte-level BPE"):
         load_tokenizer(config, tmp_path, never, "")
 
 

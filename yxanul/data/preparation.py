@@ -83,6 +83,7 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: 
     )
     mine = list(folder.parts)[data.part :: data.parts]
     missing = [name for name in mine if not folder.finished(name)]
+    missing.sort(key=lambda name: -folder.parts[name].bytes)  # so that the workers end together
     if missing:
         size = sum(folder.parts[name].bytes for name in missing)
         with Progress(console, size) as progress:

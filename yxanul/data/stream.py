@@ -63,12 +63,14 @@ class Stream:
         sequences = rank * sum(step.micro_batches) + sum(step.micro_batches[:index])
         count = step.micro_batches[index] * step.seq_len
         row, document_starts = self.read(step.first_token + sequences * step.seq_len, count + 1)
-        sequence_starts = np.arange(0, count, step.seq_len)
+        starts = np.zeros(count, dtype=bool)
+        starts[:: step.seq_len] = True
+        starts[document_starts[document_starts < count]] = True
         return MicroBatch(
             tokens=row[:-1],
             targets=row[1:],
             positions=np.arange(count) % step.seq_len,
-            segment_starts=np.union1d(sequence_starts, document_starts[document_starts < count]),
+            segment_starts=np.flatnonzero(starts),
             seq_len=step.seq_len,
             bytes=int(self._byte_lengths[row[1:]].sum(dtype=np.int64)),
         )

@@ -4,8 +4,8 @@ To a superword tokenizer a whole document is one "word", so the stock library fi
 about byte-pair encoding cut the work without changing one id:
 
 - Merges apply in the order of their ranks, and up to some rank none joins a letter with the space or the
-  punctuation after it. The text falls into atoms there (a word with what clings to it), whose ids up to that
-  rank come from a table; the stock library fills the table, once for every new atom.
+  punctuation after it. The text falls into atoms between such characters, mostly words, whose ids up to that rank
+  come from a table; the stock library fills the table, once for every new atom.
 - A later merge joins two neighbours only if some vocabulary entry holds them side by side, and most neighbours
   stand together in none. What lies between such borders is a few tokens long, and all these stretches of a batch
   are merged at once, as arrays.
@@ -16,38 +16,38 @@ are not known here to allow this is left to the stock library.
 
 import json
 import re
+import string
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow
 import tokenizers
 from tokenizers import models
 
+from yxanul.tokenizer.across import Across
+
 MAX_DIGITS = 300
 """Longest run of digits handed to the library, whose split by threes is quadratic in it; a multiple of three."""
-MAX_STRETCH = 256
-"""Tokens of the longest stretch merged here; a text with a longer one goes to the stock library."""
-MAX_TABLE_CHARACTERS = 40_000_000
+MAX_TABLE_BYTES = 40_000_000
 """Of the atoms in the table, which is then begun anew; some 600 MB of memory."""
 
 _THREES = r"(?=(\d{3})+(?!\d))"
-_LOCAL_PATTERNS = {
-    _THREES,
+_RUNS = {_THREES, r"\p{N}{1,3}", r"\n+"}
+"""Splits that look at nothing but a run of digits or of line breaks, as does Digits."""
+_WORDS = {
     _THREES + r"| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"\p{N}{1,3}",
-    r"\n+",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-"""Splits that divide an atom alone as they divide it in its text, as do Digits and the split of ByteLevel."""
+"""Splits into words, as that of ByteLevel: a text cut after a word or before a space is divided as before."""
 
 _LONG_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
-_NEUTRAL = " a"  # set between the atoms that are learned together: it merges with neither neighbour
-_END, _BORDER, _GONE = -1, -2, -3
-_NEVER = np.iinfo(np.int64).max
-_SIEVE_BITS = 22
+_NEUTRAL = (" a", " a\n", "a")
+"""What may be set between atoms that are learned together, where it merges with neither neighbour."""
+_END, _BORDER = -1, -2
 
 Pair = tuple[str, str]
 
@@ -81,21 +81,20 @@ class StockEncoder:
         return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def stock_encoder(library: tokenizers.Tokenizer, content: str) -> StockEncoder:
-    """`library`, loaded from the tokenizer.json `content`, as an encoder."""
-    return StockEncoder(library, guarded=json.dumps(_THREES).strip('"') in content)
+def stock_encoder(library: tokenizers.Tokenizer, description: dict[str, Any]) -> StockEncoder:
+    """`library`, loaded from a tokenizer.json that says `description`, as an encoder."""
+    return StockEncoder(library, guarded=json.dumps(_THREES).strip('"') in json.dumps(description.get("pre_tokenizer")))
 
 
-def build_encoder(stock: StockEncoder, content: str, byte_lengths: np.ndarray) -> Encoder:
+def build_encoder(stock: StockEncoder, description: dict[str, Any], byte_lengths: np.ndarray) -> Encoder:
     """The fastest encoder that gives the ids of `stock`.
 
     Args:
         stock: the tokenizer; it treats special tokens in a text as text.
-        content: its tokenizer.json.
+        description: what its tokenizer.json says.
         byte_lengths: (vocabulary,) bytes of text each id stands for.
     """
-    description = json.loads(content)
-    return AtomEncoder(stock, description, byte_lengths) if _cuts_locally(description) else stock
+    return AtomEncoder(stock, description, byte_lengths) if _can_be_cut(description) else stock
 
 
 class AtomEncoder:
@@ -103,26 +102,23 @@ class AtomEncoder:
 
     def __init__(self, stock: StockEncoder, description: dict[str, Any], byte_lengths: np.ndarray):
         vocabulary, merges = description["model"]["vocab"], _merges(description)
-        within = next((rank for rank, pair in enumerate(merges) if _leaves_word(*pair)), len(merges))
-        unsafe = _unsafe_ends(merges[:within])
+        within = _within_words(merges)
+        added = stock.library.get_added_tokens_decoder().values()
         self._stock = stock
-        self._added = [
-            token.content for token in stock.library.get_added_tokens_decoder().values() if not token.special
-        ]
+        self._added = [token.content for token in added if not token.special]
         self._words = tokenizers.Tokenizer(models.BPE(vocabulary, merges[:within]))
         self._words.pre_tokenizer = stock.library.pre_tokenizer
         self._byte_lengths = byte_lengths.astype(np.int64)
-        self._unsafe_end = re.compile(rf"[ {unsafe}]\Z")
-        self._atoms = _atoms(unsafe)
-        self._across = _Across(vocabulary, merges, within) if within < len(merges) else None
+        self._parts = _borders(merges[:within], superwords=within < len(merges))
+        self._across = Across(vocabulary, merges, within) if within < len(merges) else None
         self._table = _Table()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        atoms = list(chain.from_iterable(map(self._atoms.findall, texts)))  # an empty one ends every text
-        rows = np.fromiter(map(self._table.__getitem__, atoms), np.int64, len(atoms))
+        atoms, ends = self._atoms(texts)
+        rows = np.array(list(map(self._table.__getitem__, atoms.dictionary.to_pylist())), dtype=np.int64)
         if self._table.unknown:
             self._table.learn(*self._learn(self._table.unknown))
-        ids = self._table.ids(rows)
+        ids = self._table.ids(np.insert(rows[atoms.indices.to_numpy()], ends, self._table.END_ROW))
         self._table.trim()
         odd = {index for index, text in enumerate(texts) if any(added in text for added in self._added)}
         if self._across is not None:
@@ -131,6 +127,19 @@ class AtomEncoder:
         ids = ids[ids >= _END]
         ends = np.flatnonzero(ids == _END)
         return self._mended(ids[ids != _END], np.append(0, ends - np.arange(len(ends))), texts, odd)
+
+    def _atoms(self, texts: Sequence[str]) -> tuple[pyarrow.DictionaryArray, np.ndarray]:
+        """The atoms of all texts, each different one once, and how many there are up to the end of each text."""
+        encoded = [text.encode() for text in texts]
+        ends = np.cumsum([0, *map(len, encoded)])
+        data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        begins = np.ones(len(data), dtype=bool)
+        begins[1:] = self._parts.ravel()[data[:-1].astype(np.uint16) << 8 | data[1:]]
+        begins[ends[:-1][ends[:-1] < len(data)]] = True
+        offsets = np.append(np.flatnonzero(begins), len(data))
+        buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
+        atoms = pyarrow.Array.from_buffers(pyarrow.large_binary(), len(offsets) - 1, buffers)
+        return atoms.dictionary_encode(), np.searchsorted(offsets, ends[1:])
 
     def _mended(
         self, ids: np.ndarray, offsets: np.ndarray, texts: Sequence[str], odd: set[int]
@@ -143,26 +152,35 @@ class AtomEncoder:
             documents[index] = self._stock.encode([texts[index]])[0]
         return np.concatenate(documents), np.append(0, np.cumsum([len(document) for document in documents]))
 
-    def _learn(self, atoms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _learn(self, atoms: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of atoms by the merges within words, with _BORDER where no merge may reach across.
 
         Returns:
             The ids, and where in them each atom begins and ends.
         """
-        alone = np.fromiter(map(self._stands_alone, atoms), bool, len(atoms))
-        together = [atom for atom, apart in zip(atoms, alone, strict=True) if not apart]
-        ids, *spans = self._learn_together(together)
-        rows = [self._learn_alone(atoms[index]) for index in np.flatnonzero(alone)]
-        borders = np.cumsum([len(ids), *map(len, rows)])
+        kinds = self._neutral(atoms)
         begins, ends = np.empty((2, len(atoms)), dtype=np.int64)
-        begins[~alone], ends[~alone] = spans
-        begins[alone], ends[alone] = borders[:-1], borders[1:]
-        return np.concatenate([ids, *rows]), begins, ends
+        rows, size = [], 0
+        for kind, neutral in enumerate(_NEUTRAL):
+            members = np.flatnonzero(kinds == kind)
+            ids, first, last = self._learn_together([atoms[index] for index in members], neutral.encode())
+            begins[members], ends[members] = first + size, last + size
+            rows.append(ids)
+            size += len(ids)
+        for index in np.flatnonzero(kinds == len(_NEUTRAL)):
+            rows.append(self._learn_alone(atoms[index].decode()))
+            begins[index], ends[index] = size, size + len(rows[-1])
+            size = ends[index]
+        return np.concatenate(rows), begins, ends
 
-    def _stands_alone(self, atom: str) -> bool:
-        """Whether neutral neighbours could merge with it, as it begins or ends a text, or it is too long."""
-        odd_start = atom[0].isalnum() or not atom[0].isascii()
-        return odd_start or len(atom) > MAX_DIGITS or self._unsafe_end.search(atom) is not None
+    def _neutral(self, atoms: list[bytes]) -> np.ndarray:
+        """Of each atom the number of the neutral text that it can stand between; len(_NEUTRAL) if there is none."""
+        first, last, size = np.array([(atom[0], atom[-1], len(atom)) for atom in atoms]).T
+        fits = [
+            self._parts[neutral.encode()[-1], first] & self._parts[last, neutral.encode()[0]] & (size <= MAX_DIGITS)
+            for neutral in _NEUTRAL
+        ]
+        return np.argmax([*fits, np.ones(len(atoms), dtype=bool)], axis=0)
 
     def _learn_alone(self, atom: str) -> np.ndarray:
         *pieces, last = self._stock.pieces(atom)
@@ -170,17 +188,18 @@ class AtomEncoder:
         for piece in pieces:
             ids, words = self._encoded(piece)
             rows += [_bordered(ids, words), np.array([_BORDER], dtype=np.int32)]
-        suffix = "" if self._unsafe_end.search(last) else _NEUTRAL
+        end = last.encode()[-1]
+        suffix = next((neutral for neutral in _NEUTRAL if self._parts[end, neutral.encode()[0]]), "")
         ids, words = self._encoded(last + suffix)
         kept = int((np.cumsum(self._byte_lengths[ids]) <= len(last.encode())).sum())
         rows.append(_bordered(ids[: kept + 1], words[: kept + 1]))
         return np.concatenate(rows)[: -1 if kept < len(ids) else None]
 
-    def _learn_together(self, atoms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        ids, words = self._encoded(_NEUTRAL + "".join(atom + _NEUTRAL for atom in atoms))
+    def _learn_together(self, atoms: list[bytes], neutral: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids, words = self._encoded((neutral + b"".join(atom + neutral for atom in atoms)).decode())
         ends = np.cumsum(self._byte_lengths[ids])
-        sizes = np.fromiter((len(atom.encode()) for atom in atoms), np.int64, len(atoms))
-        begin = np.cumsum(sizes + len(_NEUTRAL)) - sizes
+        sizes = np.fromiter(map(len, atoms), np.int64, len(atoms))
+        begin = np.cumsum(sizes + len(neutral)) - sizes
         first, last = np.searchsorted(ends, begin, side="right"), np.searchsorted(ends, begin + sizes) + 1
         before = np.searchsorted(_changes(words), [first - 1, last], side="right")
         return _bordered(ids, words), first + before[0], last + before[1]
@@ -194,14 +213,16 @@ class AtomEncoder:
 class _Table(dict):
     """Atom -> its row; `unknown` collects the atoms that got a row and no ids yet."""
 
+    END_ROW = 0
+
     def __init__(self):
-        super().__init__({"": 0})
-        self.unknown: list[str] = []
+        super().__init__({b"": self.END_ROW})
+        self.unknown: list[bytes] = []
         self._pool = np.array([_END], dtype=np.int32)
         self._begins, self._ends = np.array([0]), np.array([1])
-        self._characters = 0
+        self._bytes = 0
 
-    def __missing__(self, atom: str) -> int:
+    def __missing__(self, atom: bytes) -> int:
         self[atom] = row = len(self)
         self.unknown.append(atom)
         return row
@@ -211,7 +232,7 @@ class _Table(dict):
         self._begins = np.append(self._begins, begins + len(self._pool))
         self._ends = np.append(self._ends, ends + len(self._pool))
         self._pool = np.append(self._pool, ids)
-        self._characters += sum(map(len, self.unknown))
+        self._bytes += sum(map(len, self.unknown))
         self.unknown = []
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
@@ -222,98 +243,9 @@ class _Table(dict):
 
     def trim(self) -> None:
         """Begin anew if full."""
-        if self._characters > MAX_TABLE_CHARACTERS:
+        if self._bytes > MAX_TABLE_BYTES:
             self.clear()
             self.__init__()
-
-
-class _Across:
-    """The merges from rank `within` on, applied to the ids that the ranks before it give."""
-
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], within: int):
-        pairs = np.array([(vocabulary[left], vocabulary[right]) for left, right in merges[within:]], dtype=np.int64)
-        into = np.array([vocabulary[left + right] for left, right in merges[within:]], dtype=np.int64)
-        order = np.argsort(_keys(*pairs.T))
-        self._pairs, self._ranks, self._into = _keys(*pairs.T)[order], order, into
-        first, last = np.arange(2 * (max(vocabulary.values()) + 1)).reshape(2, -1) % (max(vocabulary.values()) + 1)
-        for (left, right), made in zip(pairs.tolist(), into.tolist(), strict=True):
-            first[made], last[made] = first[left], last[right]
-        self._touch = _Sieve(_keys(last[pairs[:, 0]], first[pairs[:, 1]]))
-        self._listed = _Sieve(self._pairs)
-
-    def merge(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`ids` with merged tokens in their places and _GONE in those that fell free.
-
-        Returns:
-            The ids, and positions in stretches too long to be merged here.
-        """
-        ids = ids.copy()
-        touch = self._touch.may_hold(_keys(ids[:-1], ids[1:])) & (np.minimum(ids[:-1], ids[1:]) >= 0)
-        touch = np.concatenate([[False], touch, [False]])  # whether a token touches the one before it
-        place = np.flatnonzero(touch[:-1] | touch[1:])
-        head = ~touch[place]
-        sizes = np.diff(np.append(np.flatnonzero(head), len(head)))
-        fits = np.repeat(sizes <= MAX_STRETCH, sizes)
-        too_long = place[~fits]
-        self._merge_stretches(ids, place[fits], head[fits])
-        return ids, too_long
-
-    def _merge_stretches(self, ids: np.ndarray, place: np.ndarray, head: np.ndarray) -> None:
-        """In every round each stretch, begun by a head, loses its first pair of lowest rank, until none has any."""
-        token = ids[place]
-        rank = self._rank(token, head, np.arange(len(token)))
-        while len(token):
-            starts = np.flatnonzero(head)
-            best = np.minimum.reduceat(rank, starts)
-            sizes = np.diff(np.append(starts, len(token)))
-            alive = np.repeat(best < _NEVER, sizes)
-            place, token, rank, head, best = place[alive], token[alive], rank[alive], head[alive], best[best < _NEVER]
-            if not len(token):
-                return
-            stretch = np.cumsum(head) - 1
-            hits = np.flatnonzero(rank == best[stretch])
-            left = hits[np.diff(stretch[hits], prepend=-1) != 0]
-            token[left] = self._into[rank[left]]
-            ids[place[left]], ids[place[left + 1]] = token[left], _GONE
-            stay = np.ones(len(token), dtype=bool)
-            stay[left + 1] = False
-            place, token, rank, head = place[stay], token[stay], rank[stay], head[stay]
-            merged = left - np.arange(len(left))
-            before = merged[~head[merged]] - 1
-            for changed in (merged, before):
-                rank[changed] = self._rank(token, head, changed)
-
-    def _rank(self, token: np.ndarray, head: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """The rank of the pairs that begin `at` these positions, _NEVER where there is none."""
-        rank = np.full(len(at), _NEVER)
-        after = at + 1
-        paired = np.flatnonzero(after < len(token))
-        paired = paired[~head[after[paired]]]
-        keys = _keys(token[at[paired]], token[after[paired]])
-        listed = self._listed.may_hold(keys)
-        paired, keys = paired[listed], keys[listed]
-        found = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
-        true = self._pairs[found] == keys
-        rank[paired[true]] = self._ranks[found[true]]
-        return rank
-
-
-class _Sieve:
-    """A set of keys that may take a stranger for a member, never a member for a stranger."""
-
-    def __init__(self, keys: np.ndarray):
-        self._marked = np.zeros(2**_SIEVE_BITS, dtype=bool)
-        self._marked[self._slots(keys)] = True
-
-    def may_hold(self, keys: np.ndarray) -> np.ndarray:
-        return self._marked[self._slots(keys)]
-
-    def _slots(self, keys: np.ndarray) -> np.ndarray:
-        return (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _SIEVE_BITS)
-
-
-def _keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return left.astype(np.int64) << 32 | right
 
 
 def _bordered(ids: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -325,59 +257,69 @@ def _changes(words: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(words)) + 1
 
 
-def _atoms(unsafe: str) -> re.Pattern:
-    """Matches the atoms of a text one after the other, and at its end an empty one.
+def _borders(merges: list[Pair], superwords: bool) -> np.ndarray:
+    """Between which two bytes a text may be cut into atoms, (256, 256) bool, [before, after].
 
-    An atom ends between an ASCII letter and ASCII punctuation or white space, and before a space, unless one of
-    the `unsafe` characters stands before that.
+    No merge may join the two, and no split may look past the cut: a run of digits or white space stays whole, and
+    so does what holds characters beyond ASCII. Where `superwords` leave the splitting to _RUNS, that is all; where
+    _WORDS look at a word with what clings to it, cuts come after letters and before spaces only.
     """
-    letters = r"[A-Za-z]++(?:[0-9\x80-\U0010ffff][^ A-Za-z]*+[A-Za-z]*+)*+"
-    atom = rf" *+[^ A-Za-z]*+(?:{letters})?+"
-    return re.compile(rf"{atom}(?:(?<=[{unsafe}]){atom})*+" if unsafe else atom)
-
-
-def _unsafe_ends(merges: list[Pair]) -> str:
-    """The characters that a merge joins with a following space, as the inside of a regular expression's class."""
-    ends = set()
+    parts = np.ones((256, 256), dtype=bool)
+    parts[:, 0x80:] = False
+    parts[0x80:] = False
+    kinds = np.array([_kind(chr(byte)) for byte in range(0x80)])
+    parts[:0x80, :0x80] = kinds[:, None] != kinds
+    if not superwords:
+        parts[:0x80, :0x80] &= (kinds == "letter")[:, None] & (kinds != "digit")
+    parts[:, ord(" ")] = True
+    parts[:0x80, ord(" ")] = kinds != "space"
     for left, right in merges:
-        if _BYTES[right[0]] == ord(" ") != _BYTES[left[-1]]:
-            end = bytes(_BYTES[symbol] for symbol in left).decode(errors="replace")[-1]
-            ends.add(r"\x80-\U0010ffff" if end == "\ufffd" else re.escape(end))
-    return "".join(sorted(ends))
+        parts[_BYTES[left[-1]], _BYTES[right[0]]] = False
+    return parts
 
 
-def _leaves_word(left: str, right: str) -> bool:
-    """Whether a merge joins an ASCII letter with a following space, punctuation or control character."""
-    following = chr(_BYTES[right[0]])
-    return left[-1].isascii() and left[-1].isalpha() and following.isascii() and not following.isalnum()
+def _kind(character: str) -> str:
+    if character.isspace():
+        return "space"
+    return "letter" if character.isalpha() else "digit" if character.isdigit() else "mark"
+
+
+def _within_words(merges: list[Pair]) -> int:
+    """The first rank that joins an ASCII letter with a following space, punctuation or control character."""
+    marks = {symbol for symbol, byte in _BYTES.items() if byte < 0x80 and not chr(byte).isalnum()}
+    letters = set(string.ascii_letters)
+    crossing = (rank for rank, (left, right) in enumerate(merges) if left[-1] in letters and right[0] in marks)
+    return next(crossing, len(merges))
 
 
 def _merges(description: dict[str, Any]) -> list[Pair]:
     return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in description["model"]["merges"]]
 
 
-def _cuts_locally(description: dict[str, Any]) -> bool:
+def _can_be_cut(description: dict[str, Any]) -> bool:
     """Whether a tokenizer.json divides and merges in the ways that this module's reasoning holds for."""
-    model = description["model"]
+    model, merges = description["model"], _merges(description)
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    splits = _RUNS if _within_words(merges) < len(merges) else _RUNS | _WORDS
     return (
-        model["type"] == "BPE"
-        and not any(model.get(key) for key in (*unusual, "ignore_merges"))
-        and description["normalizer"] is None
-        and _is_local(description["pre_tokenizer"])
+        not any(model.get(key) for key in (*unusual, "ignore_merges"))
+        and description.get("normalizer") is None
+        and _is_known(description.get("pre_tokenizer"), splits)
         and model["vocab"].keys() >= {symbol for symbol, byte in _BYTES.items() if byte in _UTF8}
-        and _is_ordered(_merges(description))
+        and _is_ordered(merges)
     )
 
 
-def _is_local(pre_tokenizer: dict[str, Any] | None) -> bool:
+def _is_known(pre_tokenizer: dict[str, Any] | None, splits: set[str]) -> bool:
     match pre_tokenizer:
-        case {"type": "Sequence", "pretokenizers": [*splits, {"type": "ByteLevel"} as last]}:
-            return all(map(_is_local, splits)) and _is_local(last)
-        case {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}:
-            return pattern in _LOCAL_PATTERNS
-        case {"type": "ByteLevel", "add_prefix_space": adds_space}:
-            return not adds_space
+        case {"type": "Sequence", "pretokenizers": [*steps, {"type": "ByteLevel"} as last]}:
+            return all(_is_known(step, splits) for step in steps) and _is_known(last, splits)
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            return pattern in splits
+        case {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "MergedWithNext", "invert": False}:
+            return True
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}:
+            return not use_regex or splits >= _WORDS
         case {"type": "Digits"}:
             return True
     return False

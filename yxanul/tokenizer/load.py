@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -27,6 +28,7 @@ class Tokenizer:
 
     Attributes:
         library, stock: the loaded file, and the same as an encoder.
+        description: what the file says.
         vocab_size: ids that may occur.
         end_of_text: id that begins every document.
         byte_lengths: (vocab_size,) uint16, the bytes of UTF-8 each id stands for; 0 for special tokens.
@@ -36,6 +38,7 @@ class Tokenizer:
 
     library: tokenizers.Tokenizer
     stock: StockEncoder
+    description: dict[str, Any]
     vocab_size: int
     end_of_text: int
     byte_lengths: np.ndarray
@@ -49,7 +52,7 @@ class Tokenizer:
 
     def bulk_encoder(self) -> Encoder:
         """Gives the same ids for much text; it takes a second to build."""
-        return build_encoder(self.stock, self.path.read_text(encoding="utf-8"), self.byte_lengths)
+        return build_encoder(self.stock, self.description, self.byte_lengths)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens shown."""
@@ -87,7 +90,11 @@ def load_tokenizer(
 
 
 def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
-    """Read a tokenizer.json and hold it against the configuration."""
+    """Read a tokenizer.json and hold it against the configuration.
+
+    Raises:
+        UserError: it cannot be read, has another size, or is not byte-level.
+    """
     try:
         content = path.read_text(encoding="utf-8")
         library = tokenizers.Tokenizer.from_str(content)
@@ -95,39 +102,42 @@ def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         raise UserError(
             f"{path}: is no tokenizer.json that the tokenizers library reads ({str(error).splitlines()[0]})"
         ) from error
+    description = json.loads(content)
+    byte_level = '"ByteLevel"' in json.dumps([description.get(key) for key in ("pre_tokenizer", "decoder")])
+    if not byte_level or "merges" not in description["model"]:
+        raise UserError(f"{path}: is no byte-level BPE, so that bits per byte cannot be counted; choose one that is")
     if library.token_to_id(config.end_of_text) is None:
         library.add_special_tokens([config.end_of_text])
-    vocab_size = 1 + max(library.get_vocab().values())  # some files leave ids out
-    if not config.vocab_size - SPARE_IDS < vocab_size <= config.vocab_size:
+    library.no_truncation()
+    library.no_padding()
+    library.encode_special_tokens = True
+    byte_lengths = _byte_lengths(library, description["model"]["vocab"])
+    if not config.vocab_size - SPARE_IDS < len(byte_lengths) <= config.vocab_size:
         raise ConfigError(
             "tokenizer.vocab_size",
             config.vocab_size,
-            f"{path} has {vocab_size} entries; choose the tokenizer of that size, or set tokenizer.vocab_size to it",
+            f"{path} has {len(byte_lengths)} entries; choose the tokenizer of that size, or set tokenizer.vocab_size "
+            "to it",
         )
-    end_of_text = library.token_to_id(config.end_of_text)
-    library.encode_special_tokens = True
     return Tokenizer(
-        library,
-        stock_encoder(library, content),
-        vocab_size,
-        end_of_text,
-        _byte_lengths(library, vocab_size, content),
-        hashlib.sha256(content.encode()).hexdigest(),
-        path,
+        library=library,
+        stock=stock_encoder(library, description),
+        description=description,
+        vocab_size=len(byte_lengths),
+        end_of_text=library.token_to_id(config.end_of_text),
+        byte_lengths=byte_lengths,
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        path=path,
     )
 
 
-def _byte_lengths(library: tokenizers.Tokenizer, vocab_size: int, content: str) -> np.ndarray:
+def _byte_lengths(library: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> np.ndarray:
     """In a byte-level vocabulary every character of a token is one byte; special tokens are no text."""
-    if '"ByteLevel"' not in content:
-        raise UserError(
-            "the tokenizer is not byte-level, so that bits per byte cannot be counted; choose a byte-level one"
-        )
-    lengths = np.zeros(vocab_size, dtype=np.uint16)
-    for token, index in library.get_vocab(with_added_tokens=False).items():
-        lengths[index] = len(token)
-    for index, added in library.get_added_tokens_decoder().items():
-        lengths[index] = 0 if added.special else len(added.content.encode())
+    added = library.get_added_tokens_decoder()
+    lengths = np.zeros(1 + max(*vocabulary.values(), *added), dtype=np.uint16)  # some files leave ids out
+    lengths[list(vocabulary.values())] = list(map(len, vocabulary))
+    for index, token in added.items():
+        lengths[index] = 0 if token.special else len(token.content.encode())
     return lengths
 
 

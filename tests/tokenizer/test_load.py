@@ -1,5 +1,6 @@
 """Loading and training tokenizers: lossless, its bytes counted exactly, trained once, bad files refused."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -189,11 +190,16 @@ def test_a_folder_with_a_tokenizer_is_named_as_well_as_its_file(small_tokenizer,
 
 
 def test_a_trained_tokenizer_says_how_it_was_made(corpus, tmp_path):
-    made = load_tokenizer(trained_config(train_bytes=30_000), tmp_path, lambda: corpus, "print")
+    config = trained_config(train_bytes=30_000)
+    made = load_tokenizer(config, tmp_path, lambda: corpus, "print")
+    copied = load_tokenizer(config, tmp_path, lambda: corpus, "print of a copy")
+    assert copied.path != made.path and copied.fingerprint == made.fingerprint
     record = training_record(made.path.read_text())
     assert (record["kind"], record["vocab_size"]) == ("superbpe", 600)
-    assert record["corpus"] == {"fingerprint": "print", "train_bytes": 30_000}
-    assert record["documents"] == len(load.sample(corpus, 30_000))
+    texts = load.sample(corpus, 30_000)
+    assert record["documents"] == len(texts)
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    assert record["corpus"] == {"sha256": digest, "train_bytes": 30_000}
 
 
 def test_truncation_and_padding_of_a_file_are_not_for_training_text(small_tokenizer, tmp_path):

@@ -132,11 +132,12 @@ class AtomEncoder:
         """The atoms of all texts, each different one once, and how many there are up to the end of each text."""
         encoded = [text.encode() for text in texts]
         ends = np.cumsum([0, *map(len, encoded)])
-        data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        begins = np.ones(len(data), dtype=bool)
-        begins[1:] = self._parts.ravel()[data[:-1].astype(np.uint16) << 8 | data[1:]]
-        begins[ends[:-1][ends[:-1] < len(data)]] = True
-        offsets = np.append(np.flatnonzero(begins), len(data))
+        joined = b"".join(encoded)
+        data, kinds = np.frombuffer(joined, np.uint8), np.frombuffer(joined.translate(_KINDS), np.uint8)
+        before = np.flatnonzero(kinds[1:] != kinds[:-1])  # of the places where a cut may be
+        cuts = before[self._parts[data[before], data[before + 1]]] + 1
+        offsets = np.insert(cuts, np.searchsorted(cuts, ends), ends)
+        offsets = offsets[np.diff(offsets, prepend=-1) > 0]
         buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
         atoms = pyarrow.Array.from_buffers(pyarrow.large_binary(), len(offsets) - 1, buffers)
         return atoms.dictionary_encode(), np.searchsorted(offsets, ends[1:])
@@ -264,24 +265,28 @@ def _borders(merges: list[Pair], superwords: bool) -> np.ndarray:
     so does what holds characters beyond ASCII. Where `superwords` leave the splitting to _RUNS, that is all; where
     _WORDS look at a word with what clings to it, cuts come after letters and before spaces only.
     """
-    parts = np.ones((256, 256), dtype=bool)
-    parts[:, 0x80:] = False
-    parts[0x80:] = False
-    kinds = np.array([_kind(chr(byte)) for byte in range(0x80)])
-    parts[:0x80, :0x80] = kinds[:, None] != kinds
+    kinds = np.frombuffer(_KINDS, np.uint8)
+    parts = (kinds != _BEYOND)[:, None] & (kinds != _BEYOND)
     if not superwords:
-        parts[:0x80, :0x80] &= (kinds == "letter")[:, None] & (kinds != "digit")
+        parts &= (kinds == _LETTER)[:, None] & (kinds != _DIGIT)
     parts[:, ord(" ")] = True
-    parts[:0x80, ord(" ")] = kinds != "space"
+    parts &= kinds[:, None] != kinds
     for left, right in merges:
         parts[_BYTES[left[-1]], _BYTES[right[0]]] = False
     return parts
 
 
-def _kind(character: str) -> str:
+def _kind(byte: int) -> int:
+    character = chr(byte)
+    if not character.isascii():
+        return _BEYOND
     if character.isspace():
-        return "space"
-    return "letter" if character.isalpha() else "digit" if character.isdigit() else "mark"
+        return _SPACE
+    return _LETTER if character.isalpha() else _DIGIT if character.isdigit() else _MARK
+
+
+_BEYOND, _SPACE, _LETTER, _DIGIT, _MARK = range(5)
+_KINDS = bytes(map(_kind, range(256)))
 
 
 def _within_words(merges: list[Pair]) -> int:

@@ -175,7 +175,8 @@ def _trained(
                 trained = train_superbpe(texts, config.vocab_size, transition, progress)
         except ValueError as error:
             raise UserError(f"tokenizer.vocab_size={config.vocab_size}: {error}") from error
-        source = {"fingerprint": corpus_fingerprint, "train_bytes": config.train_bytes}
+        # of the text alone: a copy of the data elsewhere gives the same file
+        source = {"sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(), "train_bytes": config.train_bytes}
         record = recipe(texts, config.vocab_size, transition) | {"corpus": source}
         with atomic_path(path) as temporary:
             temporary.write_text(annotated(trained, record), encoding="utf-8")

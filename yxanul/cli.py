@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,17 +21,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from yxanul import config as schema
+from yxanul.config import config_dir
 from yxanul.errors import UserError
 from yxanul.validation import validate
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a user can mend of the operating system's errors; the others are bugs."""
-
-
-def config_dir() -> Path:
-    """The conf/ tree: inside the package when installed from a wheel, beside it in a checkout."""
-    installed = Path(__file__).parent / "conf"
-    return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
 
 def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] = schema.Config) -> int:

@@ -7,12 +7,9 @@ the documents, and packs them better than others. Reads all documents, or whole 
 `compare_bytes=10_000_000`. Writes a table as JSON and a plot as HTML to `output=FOLDER`.
 """
 
-import difflib
-import heapq
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,13 @@ import tokenizers
 
 import yxanul
 from yxanul import cli
-from yxanul.config import CompareConfig, DataConfig, OnError, TokenizerConfig, TokenizerKind, parse, to_plain
+from yxanul.config import CompareConfig, DataConfig, TokenizerConfig, TokenizerKind, to_plain
 from yxanul.data import documents
-from yxanul.data.documents import Part
+from yxanul.data.documents import Part, Texts
 from yxanul.errors import ConfigError, UserError
+from yxanul.tokenizer.choice import choose
 from yxanul.tokenizer.compare import Measurement, Text, compare, read_text
-from yxanul.tokenizer.load import Tokenizer, load_tokenizer
+from yxanul.tokenizer.load import Tokenizer, load_tokenizer, sample
 from yxanul.tokenizer.superbpe import Progress
 
 
@@ -45,9 +43,9 @@ def compare_tokenizers(config: CompareConfig) -> int:
     folder = _output_folder(config)
     with phases(console, "training a tokenizer") as progress:
         loaded = {name: _load(name, choice, config.data, parts, progress) for name, choice in chosen.items()}
-    source = Source(parts, config.data.on_error)
+    source = Texts(parts, config.data.on_error)
     with console.status("reading the text"):
-        texts = source if config.compare_bytes is None else smallest_hashes(source, config.compare_bytes)
+        texts = source if config.compare_bytes is None else sample(source, config.compare_bytes)
         try:
             text = read_text(texts)
         except ValueError as error:
@@ -66,7 +64,7 @@ def compare_tokenizers(config: CompareConfig) -> int:
     return 0
 
 
-def _record(config: CompareConfig, source: "Source", text: Text, measured: list[Measurement]) -> dict[str, Any]:
+def _record(config: CompareConfig, source: Texts, text: Text, measured: list[Measurement]) -> dict[str, Any]:
     """All that was found, and with what; ready for JSON."""
     return {
         "command": shlex.join(["python", "-m", "yxanul.compare_tokenizers", *sys.argv[1:]]),
@@ -80,42 +78,6 @@ def _record(config: CompareConfig, source: "Source", text: Text, measured: list[
     }
 
 
-def choose(config: CompareConfig) -> dict[str, TokenizerConfig]:
-    """The tokenizers to compare by the names to show, each unique.
-
-    Raises:
-        ConfigError: an entry is neither a choice of the group nor a file, or a key has a value that cannot work.
-        UserError: a file is no tokenizer.json.
-    """
-    if not config.tokenizers:
-        raise ConfigError("tokenizers", "[]", "name at least one, for example tokenizers=[t80k,gpt2]")
-    if config.compare_bytes is not None and config.compare_bytes <= 0:
-        raise ConfigError("compare_bytes", config.compare_bytes, "must be greater than 0, or null for all the data")
-    chosen: dict[str, TokenizerConfig] = {}
-    for entry in config.tokenizers:
-        name, choice = _one(entry, config.tokenizer)
-        same = (f"{name}-{number}" for number in range(2, len(config.tokenizers) + 1))
-        chosen[next(each for each in (name, *same) if each not in chosen)] = choice
-    return chosen
-
-
-def _one(entry: str, of_run: TokenizerConfig) -> tuple[str, TokenizerConfig]:
-    choices = sorted(path.stem for path in (cli.config_dir() / "tokenizer").glob("*.yaml"))
-    if entry in choices:
-        return entry, _choice(entry, of_run)
-    path = Path(entry).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if path.is_file():
-        return path.resolve().parent.name if path.name == "tokenizer.json" else path.stem, _of_file(path, of_run)
-    nearest = difflib.get_close_matches(entry, choices, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-    raise ConfigError(
-        "tokenizers",
-        entry,
-        f"no such choice, tokenizer.json or folder of one{hint}; the choices are {', '.join(choices)}",
-    )
-
-
 def _output_folder(config: CompareConfig) -> Path:
     """Made before the work, so that a wrong path is told at once."""
     folder = Path(config.output).expanduser()
@@ -124,28 +86,6 @@ def _output_folder(config: CompareConfig) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError("output", config.output, "is a file or lies below one; name a folder") from error
     return folder
-
-
-def _choice(name: str, of_run: TokenizerConfig) -> TokenizerConfig:
-    """A choice of the group as its file says; the run's own one with the command line's overrides."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    if HydraConfig.get().runtime.choices["tokenizer"] == name:
-        return of_run
-    return parse(hydra.compose("train", overrides=[f"tokenizer={name}"])).tokenizer
-
-
-def _of_file(path: Path, of_run: TokenizerConfig) -> TokenizerConfig:
-    """A configuration that fits the file."""
-    try:
-        library = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is no tokenizer.json that the tokenizers library reads ({reason})") from error
-    library.add_special_tokens([of_run.end_of_text])  # as it will be, so that the size is right
-    vocab_size = 1 + max(library.get_vocab().values())
-    return replace(of_run, kind=TokenizerKind.hub, path=str(path), vocab_size=vocab_size)
 
 
 def _load(name: str, choice: TokenizerConfig, data: DataConfig, parts: list[Part], progress: Progress) -> Tokenizer:
@@ -169,39 +109,6 @@ def _load(name: str, choice: TokenizerConfig, data: DataConfig, parts: list[Part
             f"tokenizers={name}: {choice.repo} cannot be downloaded ({type(error.__cause__).__name__}); "
             f"give the path of its file instead, for example tokenizers=[/path/to/{name}/tokenizer.json]"
         ) from error
-
-
-@dataclass
-class Source:
-    """The texts of the parts, anew at every iteration; `skipped` counts what gave none in the last one."""
-
-    parts: list[Part]
-    on_error: OnError
-    skipped: int = 0
-
-    def __iter__(self) -> Iterator[str]:
-        self.skipped = 0
-        for part in self.parts:
-            for row in part.documents():
-                if isinstance(row, str):
-                    yield row
-                elif self.on_error is OnError.stop:
-                    raise UserError(f"{row}; mend the file, or go on without such rows by data.on_error=skip")
-                else:
-                    self.skipped += 1
-
-
-def smallest_hashes(texts: Iterable[str], at_most: int) -> list[str]:
-    """The documents of smallest hash, up to about `at_most` bytes: the same ones in whatever order they come."""
-    kept: list[tuple[int, str, int]] = []
-    total = 0
-    for text in texts:
-        size = len(text.encode())
-        heapq.heappush(kept, (-documents.hash64(text), text, size))
-        total += size
-        while total - kept[0][2] >= at_most:
-            total -= heapq.heappop(kept)[2]
-    return [text for _, text, _ in sorted(kept, reverse=True)]
 
 
 if __name__ == "__main__":

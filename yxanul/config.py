@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -377,6 +378,12 @@ def run_name(root: DictConfig) -> str:
     }
     digest = hashlib.sha256(json.dumps(identity(plain), sort_keys=True).encode()).hexdigest()[:8]
     return "-".join([*choices, f"seed{root.seed}", digest])
+
+
+def config_dir() -> Path:
+    """The conf/ tree: inside the package when installed from a wheel, beside it in a checkout."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
 
 def register() -> None:

@@ -20,13 +20,13 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from yxanul import cli
-from yxanul.compare_tokenizers import compare_tokenizers, smallest_hashes
+from yxanul.compare_tokenizers import compare_tokenizers
 from yxanul.config import CompareConfig, TokenizerConfig, TokenizerKind
 from yxanul.data.documents import hash64
 from yxanul.reporting.tokenizer_table import comparison_page, comparison_tables
 from yxanul.tokenizer import compare as comparing
 from yxanul.tokenizer.compare import SPANS_WORDS, Measurement, Occurrences, Text, compare, read_text
-from yxanul.tokenizer.load import Tokenizer, load_tokenizer
+from yxanul.tokenizer.load import Tokenizer, load_tokenizer, sample
 
 CONFIG = TokenizerConfig(
     kind=TokenizerKind.superbpe,
@@ -203,7 +203,7 @@ def test_a_sample_is_the_documents_of_smallest_hash_in_any_order(texts, at_most,
         if len("".join(expected).encode()) < at_most:
             expected.append(text)
     random.shuffle(texts)
-    assert smallest_hashes(texts, at_most) == expected
+    assert sample(texts, at_most)[::-1] == expected
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def test_a_choice_that_is_trained_and_a_sample_of_the_data(command, cache):
     [row] = written("out")["tokenizers"]
     assert (row["name"], row["vocab_size"], row["against_reference"]) == ("superbpe8k", 600, None)
     assert Path(row["path"]).is_relative_to(cache / "tokenizers")
-    assert written("out")["text"] == asdict(read_text(smallest_hashes(TEXTS, 2000)))
+    assert written("out")["text"] == asdict(read_text(sample(TEXTS, 2000)))
 
 
 def test_names_are_unique(command, small_tokenizer, tmp_path):

@@ -48,6 +48,10 @@ class Skipped:
     def __str__(self) -> str:
         return f"{self.file}{'' if self.row is None else f', row {self.row}'}: {self.reason}"
 
+    def error(self) -> UserError:
+        """For those who stop at it."""
+        return UserError(f"{self}; mend the file, or go on without such rows by data.on_error=skip")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -64,6 +68,29 @@ class Part:
     fingerprint: str
     documents: Callable[[], Iterable[str | Skipped]]
     bytes: int = 0
+
+
+@dataclass
+class Texts:
+    """The texts of parts, read anew at every iteration; `skipped` counts what gave none in the last one.
+
+    Iterating raises UserError at a row without text, unless `on_error` is skip.
+    """
+
+    parts: list[Part]
+    on_error: OnError
+    skipped: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.skipped = 0
+        for part in self.parts:
+            for row in part.documents():
+                if isinstance(row, str):
+                    yield row
+                elif self.on_error is OnError.stop:
+                    raise row.error()
+                else:
+                    self.skipped += 1
 
 
 def open_source(data: DataConfig) -> list[Part]:

@@ -176,7 +176,7 @@ class _Contents:
         """The tokens of the training documents among `rows`."""
         self.skipped += [row for row in rows if isinstance(row, Skipped)]
         if self.skipped and on_error is OnError.stop:
-            raise UserError(f"{self.skipped[0]}; mend the file, or go on without such rows by data.on_error=skip")
+            raise self.skipped[0].error()
         texts = [row for row in rows if isinstance(row, str)]
         hashes = np.fromiter(map(hash64, texts), np.uint64, len(texts))
         trained = hashes / 2.0**64 >= self._folder.held_out  # unit_hash, for all at once

@@ -30,7 +30,7 @@ from yxanul.tokenizer.across import Across
 
 MAX_DIGITS = 300
 """Longest run of digits handed to the library, whose split by threes is quadratic in it; a multiple of three."""
-MAX_TABLE_BYTES = 40_000_000
+MAX_TABLE_BYTES = 20_000_000
 """Of the atoms in the table, which is then begun anew; some 600 MB of memory."""
 
 _THREES = r"(?=(\d{3})+(?!\d))"

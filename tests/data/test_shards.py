@@ -237,7 +237,7 @@ def test_a_stopped_preparation_leaves_nothing_half_written_and_goes_on(
     with pytest.raises(error):
         prepare([parts[0], replace(parts[1], documents=documents), parts[2]], small_tokenizer, HELD_OUT, tmp_path)
     [folder] = (tmp_path / "tokens").iterdir()
-    assert {name[:6] for name in times(folder)} == {"00000."}
+    assert {name[:6] for name in times(folder) if not name.endswith(".lock")} == {"00000."}
     corpus = prepare([*unread(parts[:1]), *parts[1:]], small_tokenizer, HELD_OUT, tmp_path)
     undisturbed = prepare(parts, small_tokenizer, HELD_OUT, tmp_path / "undisturbed")
     assert contents(corpus.folder) == contents(undisturbed.folder)

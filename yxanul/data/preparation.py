@@ -137,6 +137,8 @@ class Job:
         Raises:
             UserError: `on_error` is stop; else an empty shard that tells of it is written.
         """
+        if self.folder.finished(name):  # the last worker was killed after it
+            return
         part = self.folder.parts[name]
         wrong = Skipped(part.name, None, f"{MAX_KILLS} workers were killed over it (out of memory?)")
         if self.on_error is OnError.stop:
@@ -148,11 +150,9 @@ class Job:
     def _claimed(self, name: str) -> Iterator[bool]:
         lock = self.folder.path / f".{name}.lock"
         with locked(lock, wait=False) as ours:
-            try:
-                yield ours
-            finally:
-                if ours:
-                    lock.unlink(missing_ok=True)  # two may now hold a lock each, and write the same shard twice, whole
+            yield ours
+            if ours:  # and the shard is finished: whoever still waits for this very file will see that
+                lock.unlink(missing_ok=True)
 
 
 class Workers:
@@ -162,7 +162,7 @@ class Workers:
         self._job = job
         self._names = names
         self._report = report
-        self._kills: Counter[str] = Counter()
+        self._kills: Counter[str | None] = Counter()
         self._running: dict[Connection, multiprocessing.Process] = {}
         self._current: dict[Connection, str] = {}
 
@@ -218,7 +218,9 @@ class Workers:
                 f" at {self._job.folder.parts[name].name}" if name else "",
             )
             self._kills[name] += 1
-            if name and self._kills[name] == MAX_KILLS:
+            if self._kills[name] == MAX_KILLS:
+                if name is None:
+                    raise UserError("workers are killed as they start (out of memory?); try data.workers=1")
                 self._job.give_up(name)
             self._start()
 

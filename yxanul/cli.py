@@ -123,6 +123,8 @@ def _omegaconf_error(error: Exception, kind: type[schema.Config]) -> str:
         key = f"{override[1]}.{key}"
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
         return _unknown_key(key, kind)
+    if "is not a ListConfig" in str(cause):
+        return f"{key}: is a list; write {key}=[...]"
     return f"{key}: {_one_line(cause)}"
 
 

@@ -83,6 +83,12 @@ def test_nothing_readable(command, tmp_path, make):
     assert "holds no *.parquet" in the_line(command(f"data.path={tmp_path / 'data'}", "hydra.run.dir=run"))
 
 
+def test_a_cache_that_cannot_be_made(command, tmp_path):
+    (tmp_path / "file").touch()
+    line = the_line(command(f"data.cache={tmp_path / 'file' / 'cache'}", "hydra.run.dir=run"))
+    assert line.startswith(f"error: data.cache={tmp_path / 'file' / 'cache'}: cannot be made (Not a directory)")
+
+
 # Tokenizers
 
 

@@ -339,6 +339,7 @@ def test_rows_without_text_are_an_error_or_counted(command, small_tokenizer, tmp
     [
         (("tokenizers=[t80l]",), ["tokenizers=t80l", "did you mean t80k", "superbpe8k"]),
         (("tokenizers=[none.json]",), ["tokenizers=none.json: no such choice"]),
+        (("tokenizers=t80k",), ["tokenizers: is a list; write tokenizers=[...]"]),
         (("tokenizers=[]",), ["tokenizers=[]", "at least one"]),
         (("tokenizers=[data.jsonl]",), ["data.jsonl", "is no tokenizer.json"]),
         (("tokenizers=[words.json]",), ["tokenizers=words", "no byte-level BPE"]),

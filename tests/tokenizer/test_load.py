@@ -352,18 +352,33 @@ def test_a_failing_hub_is_one_line_with_ways_out(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
     config = trained_config(kind=TokenizerKind.hub, repo="UW/some", revision="abc")
     with pytest.raises(UserError) as raised:
         load_tokenizer(config, tmp_path, never, "")
     for piece in ("UW/some", type(error).__name__, "tokenizer.path=FILE", "tokenizer=superbpe8k"):
         assert piece in one_line(raised)
-    assert asked == [(("UW/some", "tokenizer.json"), {"revision": "abc"})]
+    wanted = {"repo_id": "UW/some", "filename": "tokenizer.json", "revision": "abc"}
+    assert all(keywords | wanted == keywords for _, keywords in asked) and asked
 
 
 def test_a_downloaded_tokenizer_is_read(small_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(small_tokenizer.path))
     config = trained_config(kind=TokenizerKind.hub, repo="UW/some", vocab_size=512)
     assert load_tokenizer(config, tmp_path, never, "").fingerprint == small_tokenizer.fingerprint
+
+
+def test_a_hub_that_is_not_there_is_known_at_once(tmp_path, monkeypatch):
+    """Its own client would try a download for half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    real = huggingface_hub.hf_hub_download
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **wanted: asked.append(wanted) or real(**wanted))
+    config = trained_config(kind=TokenizerKind.hub, repo="UW/some")
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        load_tokenizer(config, tmp_path, never, "")
+    assert [wanted.get("local_files_only") for wanted in asked] == [True]
 
 
 def test_a_local_file_goes_before_the_hub(small_tokenizer, tmp_path, monkeypatch):

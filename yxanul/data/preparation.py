@@ -46,9 +46,15 @@ def prepare_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console)
     Raises:
         UserError: the text or the tokenizer is missing or damaged, or there is nothing to train on.
     """
+    cache = Path(data.cache).expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "data.cache", data.cache, f"cannot be made ({error.strerror}); name another folder"
+        ) from error
     fetch(data)
     parts = documents.open_source(data)
-    cache = Path(data.cache).expanduser()
     with phases(console, "training the tokenizer") as progress:
         loaded = load_tokenizer(
             tokenizer,

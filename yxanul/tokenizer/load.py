@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,9 @@ from yxanul.tokenizer.superbpe import Progress, annotated, recipe, train_bpe, tr
 
 SPARE_IDS = 64
 """How many ids a file may lack of tokenizer.vocab_size (reserved or special tokens left out of it)."""
+
+ANSWER_SECONDS = 8
+"""How long the hub may take to say that it has a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,16 @@ def _byte_lengths(library: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> 
 
 
 def _from_hub(config: TokenizerConfig) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted = {"repo_id": config.repo, "filename": "tokenizer.json", "revision": config.revision}
     try:
-        return Path(hf_hub_download(config.repo, "tokenizer.json", revision=config.revision))
+        with suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(**wanted, local_files_only=True))
+        # fails at once where a download would try for half a minute
+        HfApi().model_info(config.repo, revision=config.revision, timeout=ANSWER_SECONDS)
+        return Path(hf_hub_download(**wanted))
     except Exception as error:  # the hub's, or one of the HTTP library below it
         raise UserError(
             f"tokenizer {config.repo}: cannot be downloaded ({type(error).__name__}); give its file with "

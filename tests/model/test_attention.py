@@ -70,7 +70,7 @@ def assert_attends_like_reference(num_tokens, seq_len, starts, heads, kv_heads, 
 def test_equals_softmax_of_each_segment_forward_and_backward(seq_len, sequences, heads, kv_heads):
     """In float64, with document ends; most rows do not fill their last tile, and 48 and 100 do not divide one."""
     starts = random_starts(sequences, seq_len, seed=heads)
-    assert_attends_like_reference(sequences * seq_len, seq_len, starts, heads, kv_heads, torch.float64, 1e-12)
+    assert_attends_like_reference(sequences * seq_len, seq_len, starts, heads, kv_heads, torch.float64, 1e-10)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
@@ -88,7 +88,7 @@ def test_any_layout_equals_the_reference(data):
     sequences = data.draw(st.integers(1, max(1, 300 // seq_len)), "sequences")
     documents = data.draw(st.sets(st.integers(0, sequences * seq_len - 1), max_size=6), "documents")
     starts = starts_of(sequences, seq_len, documents)
-    assert_attends_like_reference(sequences * seq_len, seq_len, starts, 2, 1, torch.float64, 1e-12)
+    assert_attends_like_reference(sequences * seq_len, seq_len, starts, 2, 1, torch.float64, 1e-10)
 
 
 @pytest.mark.parametrize("seq_len", [8, 16, 32, 48, 64, 128])

@@ -24,7 +24,7 @@ from yxanul.data.documents import Part, Texts
 from yxanul.errors import ConfigError, UserError
 from yxanul.tokenizer.choice import choose
 from yxanul.tokenizer.compare import Measurement, Text, compare, read_text
-from yxanul.tokenizer.load import Tokenizer, load_tokenizer, sample
+from yxanul.tokenizer.load import Tokenizer, sample
 from yxanul.tokenizer.superbpe import Progress
 
 
@@ -90,16 +90,10 @@ def _output_folder(config: CompareConfig) -> Path:
 
 def _load(name: str, choice: TokenizerConfig, data: DataConfig, parts: list[Part], progress: Progress) -> Tokenizer:
     """The tokenizer, trained as a run on this data would train it."""
-    from yxanul.data.shards import training_documents
+    from yxanul.data.preparation import tokenizer_for
 
     try:
-        return load_tokenizer(
-            choice,
-            Path(data.cache).expanduser(),
-            corpus=lambda: training_documents(parts, data.held_out),
-            corpus_fingerprint=f"{documents.source_fingerprint(parts)} {data.held_out}",
-            progress=progress,
-        )
+        return tokenizer_for(parts, data, choice, progress)
     except ConfigError as error:
         raise UserError(f"tokenizers={name}: {error}") from error
     except UserError as error:

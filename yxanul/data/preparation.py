@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path, PurePosixPath
 
@@ -56,14 +56,21 @@ def prepare_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console)
     fetch(data)
     parts = documents.open_source(data)
     with phases(console, "training the tokenizer") as progress:
-        loaded = load_tokenizer(
-            tokenizer,
-            cache,
-            corpus=lambda: training_documents(parts, data.held_out),
-            corpus_fingerprint=f"{documents.source_fingerprint(parts)} {data.held_out}",
-            progress=progress,
-        )
+        loaded = tokenizer_for(parts, data, tokenizer, progress)
     return loaded, prepare(parts, loaded, data, console)
+
+
+def tokenizer_for(
+    parts: list[Part], data: DataConfig, tokenizer: TokenizerConfig, progress: Callable[[str, float], None]
+) -> Tokenizer:
+    """The tokenizer of a run on `parts`; see `load_tokenizer`."""
+    return load_tokenizer(
+        tokenizer,
+        Path(data.cache).expanduser(),
+        corpus=lambda: training_documents(parts, data.held_out),
+        corpus_fingerprint=f"{documents.source_fingerprint(parts)} {data.held_out}",
+        progress=progress,
+    )
 
 
 def whole_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> tuple[Tokenizer, Corpus]:
@@ -149,8 +156,9 @@ class Job:
         wrong = Skipped(part.name, None, f"{MAX_KILLS} workers were killed over it (out of memory?)")
         if self.on_error is OnError.stop:
             raise UserError(f"{wrong}; try data.workers=1, or go on without it by data.on_error=skip")
+        told = replace(self.folder, parts=self.folder.parts | {name: replace(part, documents=lambda: [wrong])})
         with self._claimed(name):
-            self.folder.write(name, self.encoder, self.on_error, documents=[wrong])
+            told.write(name, self.encoder, self.on_error)
 
     @contextmanager
     def _claimed(self, name: str) -> Iterator[bool]:

@@ -10,7 +10,7 @@ source and one tokenizer by their fingerprints, so nothing stale is ever read; `
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import compress
@@ -22,10 +22,10 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from yxanul.config import OnError
-from yxanul.data.documents import Part, Skipped, hash64, source_fingerprint, unit_hash
+from yxanul.data.documents import Part, Skipped, Texts, hash64, source_fingerprint, unit_hash
 from yxanul.errors import UserError
 from yxanul.files import atomic_path, locked, write_json
-from yxanul.tokenizer.encode import Encoder
+from yxanul.tokenizer.encode import Encoder, batches, num_bytes
 
 BATCH_CHARACTERS = 4_000_000
 SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet")
@@ -81,13 +81,11 @@ class ShardFolder:
         encoder: Encoder,
         on_error: OnError,
         report: Callable[[int, int], None] = lambda *_: None,
-        documents: Iterable[str | Skipped] | None = None,
     ) -> ShardInfo:
         """Tokenize a part.
 
         Args:
             report: called now and then with the bytes and tokens done since.
-            documents: instead of the part's own.
 
         Raises:
             UserError: a row gives no document, and `on_error` is stop.
@@ -96,7 +94,7 @@ class ShardFolder:
         part = self.parts[name]
         contents = _Contents(self, encoder)
         with atomic_path(self.path / f"{name}.tokens") as path, path.open("wb") as output:
-            for rows in _batches(part.documents() if documents is None else documents):
+            for rows in batches(part.documents(), BATCH_CHARACTERS, _length):
                 output.write(contents.add(rows, on_error, report))
         self._save(f"{name}.offsets.npy", np.concatenate(contents.offsets))
         self._save(f"{name}.hashes.npy", np.concatenate(contents.hashes))
@@ -110,7 +108,7 @@ class ShardFolder:
             documents=sum(map(len, contents.offsets)) - 1,
             bytes=contents.bytes,
             held_out_documents=len(contents.held_out),
-            held_out_bytes=sum(map(_num_bytes, contents.held_out)),
+            held_out_bytes=sum(map(num_bytes, contents.held_out)),
             sizes=self._sizes(name),
             sha256=contents.digest.hexdigest(),
             skipped=len(contents.skipped),
@@ -187,7 +185,7 @@ class _Contents:
         self.offsets.append(self.tokens + begins[1:] + np.arange(1, len(begins)))
         self.hashes.append(hashes[trained])
         self.digest.update(tokens)
-        size = sum(map(_num_bytes, training))
+        size = sum(map(num_bytes, training))
         self.bytes += size
         self.tokens += len(tokens)
         report(size, len(tokens))
@@ -274,34 +272,20 @@ class Corpus:
             raise UserError("no document was held out for evaluation; raise data.held_out or give more documents")
         chosen, size = [], 0
         for text in sorted(texts, key=hash64):
-            size += _num_bytes(text)
+            size += num_bytes(text)
             if chosen and size > at_most_bytes:
                 break
             chosen.append(text)
         return chosen
 
 
-def training_documents(parts: Iterable[Part], held_out: float) -> Iterator[str]:
+def training_documents(parts: list[Part], held_out: float) -> Iterator[str]:
     """The documents that may be trained on (a tokenizer, too, learns from these alone)."""
-    rows = (row for part in parts for row in part.documents())
-    return (row for row in rows if isinstance(row, str) and unit_hash(row) >= held_out)
+    return (text for text in Texts(parts, OnError.skip) if unit_hash(text) >= held_out)
 
 
-def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def _batches(documents: Iterable[str | Skipped]) -> Iterator[list[str | Skipped]]:
-    """Lists of documents of about BATCH_CHARACTERS."""
-    batch, size = [], 0
-    for row in documents:
-        batch.append(row)
-        size += len(row) if isinstance(row, str) else 0
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _length(row: str | Skipped) -> int:
+    return len(row) if isinstance(row, str) else 0
 
 
 def _read_texts(path: Path) -> list[str]:

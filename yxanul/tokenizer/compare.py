@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yxanul.tokenizer.encode import Encoder, StockEncoder
+from yxanul.tokenizer.encode import Encoder, StockEncoder, batches, num_bytes
 from yxanul.tokenizer.load import Tokenizer
 
 LENGTHS = (1_000, 4_000, 16_000)
@@ -99,18 +99,18 @@ def read_text(documents: Iterable[str]) -> Text:
         ValueError: there are none.
     """
     classes = len(LENGTHS) + 1
-    counts, words, characters, num_bytes, beginning = np.zeros(classes, np.int64), [0] * classes, 0, 0, None
-    for texts in _batches(documents, BATCH_CHARACTERS):
+    counts, words, characters, size, beginning = np.zeros(classes, np.int64), [0] * classes, 0, 0, None
+    for texts in batches(documents, BATCH_CHARACTERS):
         beginning = texts[0][:EXAMPLE_CHARACTERS] if beginning is None else beginning
         length_classes = _length_classes(texts)
         counts += np.bincount(length_classes, minlength=classes)
         for length_class, text in zip(length_classes, texts, strict=True):
             words[length_class] += len(text.split())
         characters += sum(map(len, texts))
-        num_bytes += _num_bytes(texts)
+        size += sum(map(num_bytes, texts))
     if beginning is None:
         raise ValueError("there is no document")
-    return Text(counts.tolist(), words, characters, num_bytes, beginning)
+    return Text(counts.tolist(), words, characters, size, beginning)
 
 
 def compare(
@@ -181,30 +181,30 @@ def _count(
     """How often each id occurs, the tokens of each class of length, and how many documents are not decoded."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     by_length = np.zeros(len(LENGTHS) + 1, np.int64)
-    failures = num_bytes = 0
-    for texts in _batches(documents, BATCH_CHARACTERS):
+    failures = size = 0
+    for texts in batches(documents, BATCH_CHARACTERS):
         ids, begins = encoder.encode(texts)
         counts += np.bincount(ids, minlength=len(counts))
         np.add.at(by_length, _length_classes(texts), np.diff(begins))
         rows = np.split(ids, begins[1:-1])
         failures += sum(tokenizer.decode(row.tolist()) != text for row, text in zip(rows, texts, strict=True))
-        num_bytes += _num_bytes(texts)
-        report(num_bytes)
+        size += sum(map(num_bytes, texts))
+        report(size)
     return counts, by_length.tolist(), failures
 
 
 def _speed(stock: StockEncoder, bulk: Encoder, documents: Iterable[str]) -> Speed:
-    batches = list(_batches(_beginning(documents, TIMED_CHARACTERS), TIMED_BATCH_CHARACTERS))
+    timed = list(batches(_beginning(documents, TIMED_CHARACTERS), TIMED_BATCH_CHARACTERS))
     seconds, same = np.zeros((2, 2)), True  # by reading and encoder
     for reading in seconds:
-        for texts in batches:
+        for texts in timed:
             began = time.perf_counter()
             expected = [stock.encode([text])[0] for text in texts]  # together they would be encoded in several threads
             turned = time.perf_counter()
             ids = bulk.encode(texts)[0] if bulk is not stock else None
             reading += turned - began, time.perf_counter() - turned
             same = same and (ids is None or np.array_equal(ids, np.concatenate(expected)))
-    megabytes = sum(map(_num_bytes, batches)) / 1e6
+    megabytes = sum(num_bytes(text) for texts in timed for text in texts) / 1e6
     new, known = (megabytes / seconds[:, 1]).tolist() if bulk is not stock else (None, None)
     return Speed(2 * megabytes / float(seconds[:, 0].sum()), new, known, same)
 
@@ -217,25 +217,8 @@ def _beginning(documents: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Lists of documents of about that many characters."""
-    batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _length_classes(texts: list[str]) -> np.ndarray:
     return np.searchsorted(LENGTHS, [len(text) for text in texts], side="right")
-
-
-def _num_bytes(texts: list[str]) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 def _ratio(tokens: int, words: int) -> float | None:

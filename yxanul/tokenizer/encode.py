@@ -17,9 +17,9 @@ are not known here to allow this is left to the stock library.
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow
@@ -52,6 +52,9 @@ _END, _BORDER = -1, -2
 Pair = tuple[str, str]
 
 
+Item = TypeVar("Item")
+
+
 class Encoder(Protocol):
     """Encodes many texts at once."""
 
@@ -79,6 +82,24 @@ class StockEncoder:
         for run in _LONG_DIGITS.finditer(text) if self._guarded else ():
             cuts += range(run.start() + len(run[0]) % 3, run.end(), MAX_DIGITS)
         return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def batches(items: Iterable[Item], characters: int, length: Callable[[Item], int] = len) -> Iterator[list[Item]]:
+    """Lists of `items` of about that many characters, as much as is well encoded at once."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += length(item)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def num_bytes(text: str) -> int:
+    """Of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def stock_encoder(library: tokenizers.Tokenizer, description: dict[str, Any]) -> StockEncoder:

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
-from yxanul.curriculum import capped_stages, plan, split_evenly, stage_steps
+from yxanul.curriculum import capped_stages, in_micro_batches_of, plan, split_evenly, stage_steps
 
 COSINE = ScheduleConfig(ScheduleKind.cosine, warmup=0.1, decay=0.2, floor=0.1)
 
@@ -231,3 +231,15 @@ def test_ultra_is_the_references_table(compose):
         assert stage.lr_scale == float(lr_scale)
         planned = float(share.strip().rstrip("%")) / 100 * config.train.tokens
         assert abs(sum(step.tokens for step in group) - planned) <= int(tokens)
+
+
+@given(curricula(), st.integers(1, 64), st.integers(1, 4096))
+def test_smaller_micro_batches_change_nothing_else(curriculum, at_once, tokens):
+    """Every step keeps its sequences; none is larger than asked, but for a single sequence, nor than it was."""
+    before = plan(curriculum, TrainConfig(tokens=20_000, steps=30, max_bad_steps=1), COSINE, 1.0, lambda _: at_once)
+    after = in_micro_batches_of(before, tokens)
+    for old, new in zip(before, after, strict=True):
+        assert replace(new, micro_batches=old.micro_batches) == old
+        assert sum(new.micro_batches) == sum(old.micro_batches)
+        assert max(new.micro_batches) <= max(old.micro_batches)
+        assert max(new.micro_batches) * new.seq_len <= max(tokens, new.seq_len)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ MEGABYTE = 2**20
 def config(memory_gb=1.0, peak=None, device=Device.cpu, **micro_batch):
     """Entries of `micro_batch` are given as n128=4."""
     entries = {name[1:]: count for name, count in micro_batch.items()}
-    return HardwareConfig(device, memory_gb, PeakConfig(peak, peak and 2 * peak), 0.4, entries)
+    return HardwareConfig(device, memory_gb, PeakConfig(peak, peak and 2 * peak), 0.4, entries, "auto", 0.0)
 
 
 def per_token(number):
@@ -42,10 +43,12 @@ def test_a_length_without_an_entry_gets_the_tokens_of_the_largest_entry():
     assert [sequences(length) for length in (8, 64, 1024, 2048)] == [160, 20, 1, 1]
 
 
-@pytest.mark.parametrize("entries", [{"n64": "auto", "n2048": "auto", "n128": 5}, {}], ids=["auto", "no entries"])
+@pytest.mark.parametrize(
+    "entries", [{"64": "auto", "2048": "auto", "128": 5}, {}, "auto"], ids=["entries", "no entries", "all"]
+)
 def test_automatic_is_the_largest_power_of_two_of_tokens_that_fits(entries):
     """0.9 of 1 GiB holds 921 tokens of a MiB each, hence 512."""
-    sequences = micro_batches(config(**entries), CPU, per_token(MEGABYTE))
+    sequences = micro_batches(replace(config(), micro_batch=entries), CPU, per_token(MEGABYTE))
     assert (sequences(64), sequences(2048)) == (8, 1)
 
 

@@ -12,6 +12,7 @@ from yxanul.config import Dtype
 from yxanul.errors import UserError
 from yxanul.hardware import planned_device
 from yxanul.model import count
+from yxanul.model.memory import training_bytes
 from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.reporting.plan_table import plan_warnings
@@ -100,7 +101,7 @@ def test_an_automatic_micro_batch_is_the_largest_power_of_two_that_fits(planned,
     config = compose(*RUN)
 
     def gigabytes(tokens: int) -> float:
-        return count.training_bytes(config.model, config.tokenizer.vocab_size, Dtype.fp32, tokens) / 2**30
+        return training_bytes(config, Dtype.fp32, "cpu", False, tokens) / 2**30
 
     memory = gigabytes(300) / hardware.MEMORY_SHARE  # 256 tokens fit, 512 do not
     run = (*RUN, "hardware=auto", "hardware.device=cpu")

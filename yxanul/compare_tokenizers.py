@@ -11,7 +11,6 @@ import shlex
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -33,14 +32,14 @@ def compare_tokenizers(config: CompareConfig) -> int:
 
     from yxanul.data.preparation import fetch
     from yxanul.data.progress import phases
-    from yxanul.files import atomic_path, write_json
+    from yxanul.files import atomic_path, output_folder, write_json
     from yxanul.reporting.tokenizer_table import comparison_page, comparison_tables
 
     console = Console()
     chosen = choose(config)
     fetch(config.data)
     parts = documents.open_source(config.data)
-    folder = _output_folder(config)
+    folder = output_folder(config.output)
     with phases(console, "training a tokenizer") as progress:
         loaded = {name: _load(name, choice, config.data, parts, progress) for name, choice in chosen.items()}
     source = Texts(parts, config.data.on_error)
@@ -76,16 +75,6 @@ def _record(config: CompareConfig, source: Texts, text: Text, measured: list[Mea
         "text": asdict(text),
         "tokenizers": [asdict(each) for each in measured],
     }
-
-
-def _output_folder(config: CompareConfig) -> Path:
-    """Made before the work, so that a wrong path is told at once."""
-    folder = Path(config.output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError("output", config.output, "is a file or lies below one; name a folder") from error
-    return folder
 
 
 def _load(name: str, choice: TokenizerConfig, data: DataConfig, parts: list[Part], progress: Progress) -> Tokenizer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, List, Optional, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -60,6 +60,21 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class AttentionKernel(Enum):
+    auto = "auto"
+    sdpa = "sdpa"
+    bmm = "bmm"
+    flex = "flex"
+    varlen = "varlen"
+    flash = "flash"
+
+
+class CrossEntropyKernel(Enum):
+    auto = "auto"
+    chunked = "chunked"
+    liger = "liger"
 
 
 class ScheduleKind(Enum):
@@ -147,7 +162,9 @@ class HardwareConfig:
     memory_gb: Optional[float]  # GiB a run may fill; null: asked of the device
     peak_tflops: PeakConfig
     utilization: float  # share of the peak that training is expected to reach; for predicted times only
-    micro_batch: Dict[str, Union[int, str]]  # sequence length -> sequences at once on a device, or "auto"
+    micro_batch: Any  # "auto", or sequence length -> sequences at once on a device or "auto"
+    compile: Any  # torch.compile for the layers: true, false, or "auto": where it pays, on a GPU
+    recompute: float  # share of the layers that compute their feed-forward again instead of keeping it, 0..1
 
 
 @dataclass(frozen=True)
@@ -244,6 +261,8 @@ class Config:
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
+    attention: AttentionKernel  # auto: at each sequence length the fastest when timed on the device
+    cross_entropy: CrossEntropyKernel  # of head and loss; auto likewise
     seed: int
     resume_from_checkpoint: Optional[str]  # a checkpoint folder of another run to start from
 
@@ -265,7 +284,21 @@ class InspectConfig(Config):
     sequences: int  # how many of its first sequences to show
 
 
-KINDS = {"schema": Config, "compare_schema": CompareConfig, "inspect_schema": InspectConfig}
+@dataclass(frozen=True)
+class BenchmarkConfig(Config):
+    """A run's composition, and what to measure beside it."""
+
+    compare: List[str]  # further compositions: overrides with spaces between them, on top of this one
+    rounds: int  # how often each stage of each composition is measured, in turns
+    output: str  # folder for the result as JSON and the plot
+
+
+KINDS = {
+    "schema": Config,
+    "compare_schema": CompareConfig,
+    "inspect_schema": InspectConfig,
+    "benchmark_schema": BenchmarkConfig,
+}
 """The names under which conf/ finds the schemas of the commands."""
 
 NOT_IDENTITY = ("hydra", "tracking", "checkpoint")
@@ -371,11 +404,8 @@ def run_name(root: DictConfig) -> str:
     """The name of a composed run: its choices and a hash of everything that it computes from."""
     groups = ("model", "precision", "tokenizer", "curriculum", "data")
     choices = [str(root.hydra.runtime.choices[group]) for group in groups]
-    plain = {
-        key: OmegaConf.to_container(value, resolve=True, enum_to_str=True) if OmegaConf.is_config(value) else value
-        for key, value in root.items()
-        if key not in NOT_IDENTITY  # Hydra's own part holds this name, and cannot be resolved yet
-    }
+    kept = OmegaConf.masked_copy(root, [key for key in root if key not in NOT_IDENTITY])  # "hydra" holds this name
+    plain = OmegaConf.to_container(kept, resolve=True, enum_to_str=True)
     digest = hashlib.sha256(json.dumps(identity(plain), sort_keys=True).encode()).hexdigest()[:8]
     return "-".join([*choices, f"seed{root.seed}", digest])
 

@@ -129,6 +129,19 @@ def split_evenly(sequences: int, at_most: int, world_size: int = 1) -> tuple[int
     return tuple(mine // pieces + (piece < mine % pieces) for piece in range(pieces))
 
 
+def in_micro_batches_of(steps: Sequence[Step], tokens: int) -> list[Step]:
+    """The same steps in micro-batches of at most so many tokens, or of one sequence where that is longer."""
+    return [
+        replace(
+            step,
+            micro_batches=split_evenly(
+                sum(step.micro_batches), min(max(step.micro_batches), max(1, tokens // step.seq_len))
+            ),
+        )
+        for step in steps
+    ]
+
+
 def stage_steps(steps: Sequence[Step]) -> dict[int, list[Step]]:
     """The planned steps by stage index, stages without steps left out."""
     stages: dict[int, list[Step]] = {}

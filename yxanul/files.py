@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from yxanul.errors import ConfigError
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -31,6 +33,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def output_folder(output: str) -> Path:
+    """The folder that the key `output` names, made before the work, so that a wrong path is told at once.
+
+    Raises:
+        ConfigError: it is a file or lies below one.
+    """
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError("output", output, "is a file or lies below one; name a folder") from error
+    return folder
 
 
 @contextlib.contextmanager

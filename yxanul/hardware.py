@@ -1,8 +1,11 @@
 """The device of a run: which one, how much it holds, how fast its matrix products are, how much to give it at once."""
 
+import math
 import os
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -54,7 +57,8 @@ def micro_batches(
     Args:
         training_bytes: tokens of a micro-batch -> predicted bytes of a training step.
     """
-    given = {int(length): int(count) for length, count in hardware.micro_batch.items() if count != "auto"}
+    entries = {} if hardware.micro_batch == "auto" else hardware.micro_batch
+    given = {int(length): int(count) for length, count in entries.items() if count != "auto"}
     tokens = AUTO_TOKENS[device.type]
     limit = MEMORY_SHARE * memory_bytes(hardware, device)
     while tokens > 1 and training_bytes(tokens) > limit:
@@ -63,7 +67,7 @@ def micro_batches(
     def sequences(seq_len: int) -> int:
         if seq_len in given:
             return given[seq_len]
-        automatic = str(seq_len) in hardware.micro_batch or not given
+        automatic = str(seq_len) in entries or not given
         budget = tokens if automatic else max(length * count for length, count in given.items())
         return max(1, budget // seq_len)
 
@@ -81,12 +85,26 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """The best FLOP/s of several square matrix products in `dtype`; takes well under a second."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
+    return 2 * size**3 / best_seconds(lambda: left @ right, device, repeats=8)
+
+
+def best_seconds(function: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """The least time that one call takes on the device, after one that is not counted."""
+    function()
+    best = math.inf
+    for _ in range(repeats):
+        synchronize(device)
         start = time.perf_counter()
-        (left @ right).sum().item()  # reading the sum waits for the device
+        function()
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has always."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def memory_in_use(device: torch.device) -> float:
@@ -105,3 +123,12 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a CUDA device"
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -5,13 +5,17 @@ Made from the configuration and the device alone; the training command makes the
 
 import hashlib
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
 from yxanul import curriculum, hardware
 from yxanul.config import Config, Dtype
 from yxanul.errors import UserError
+from yxanul.kernels import Kernels, choose_kernels, compiles
 from yxanul.model import count
+from yxanul.model.attention import tile_tokens
+from yxanul.model.memory import training_bytes
 from yxanul.precision.linear import Precision
 
 
@@ -27,6 +31,7 @@ class StagePlan:
     step_tokens: int
     tokens: int  # of the whole stage
     bytes: int  # of text, by the tokenizer's usual bytes per token
+    attention: str  # kernel
     peak_lr: float  # the largest of its steps
     grad_clip: float
     memory_bytes: int
@@ -42,6 +47,7 @@ class RunPlan:
         steps: every optimizer step.
         stages: those that get steps; `skipped` names (1-based) those too short to get one.
         parameters: of the model, and of them in the layers.
+        kernels: what computes attention, head and loss, and whether compiled.
         memory_limit: bytes of the device.
         peak_flops: FLOP/s that utilization is measured against.
     """
@@ -52,6 +58,7 @@ class RunPlan:
     parameters: int
     layer_parameters: int
     computes: str
+    kernels: Kernels
     device: str
     memory_limit: int
     peak_flops: float
@@ -69,14 +76,11 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
     """Plan the run of a validated configuration.
 
     Raises:
-        UserError: the budget holds no step.
+        UserError: the budget holds no step, or a kernel that is named cannot run here.
     """
     vocab = config.tokenizer.vocab_size
     dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
-
-    def memory(tokens: int) -> int:
-        return count.training_bytes(config.model, vocab, dtype, tokens)
-
+    memory = partial(training_bytes, config, dtype, device.type, compiles(config.hardware, device))
     micro_batch = hardware.micro_batches(config.hardware, device, memory)
     try:
         steps = curriculum.plan(config.curriculum, config.train, config.schedule, config.optimizer.lr, micro_batch)
@@ -84,9 +88,15 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
         raise UserError(str(error)) from error
     peak = hardware.peak_flops(config.hardware, device, precision.dtype)
     speed = peak * config.hardware.utilization
+    rows: dict[int, int] = {}
+    for step in steps:
+        rows[step.seq_len] = max(rows.get(step.seq_len, 0), max(step.micro_batches) * step.seq_len)
+    kernels = choose_kernels(config, device, precision.dtype, rows)
     stages = []
     for index, of_stage in curriculum.stage_steps(steps).items():
         first, tokens = of_stage[0], sum(step.tokens for step in of_stage)
+        attention = kernels.attention[first.seq_len]
+        tile = tile_tokens(first.seq_len) if attention == "bmm" else 0
         flops = tokens * count.training_flops_per_token(config.model, vocab, first.seq_len)
         stages.append(
             StagePlan(
@@ -98,9 +108,10 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
                 step_tokens=first.tokens,
                 tokens=tokens,
                 bytes=round(tokens * config.tokenizer.bytes_per_token),
+                attention=attention,
                 peak_lr=max(step.lr for step in of_stage),
                 grad_clip=first.grad_clip,
-                memory_bytes=memory(max(first.micro_batches) * first.seq_len),
+                memory_bytes=memory(max(first.micro_batches) * first.seq_len, tile),
                 flops=flops,
                 seconds=flops / speed,
             )
@@ -114,6 +125,7 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
         parameters=count.parameters(config.model, vocab),
         layer_parameters=count.layer_parameters(config.model),
         computes=precision.computes,
+        kernels=kernels,
         device=hardware.describe(device),
         memory_limit=hardware.memory_bytes(config.hardware, device),
         peak_flops=peak,

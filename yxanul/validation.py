@@ -29,6 +29,7 @@ def validate(config: Config) -> None:
     _tokenizer(config)
     _curriculum(config.curriculum, config.model.max_seq_len)
     _micro_batches(config.hardware)
+    _compute(config.hardware)
     _shares(config)
     _data(config.data)
 
@@ -168,12 +169,27 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
 
 
 def _micro_batches(hardware: HardwareConfig) -> None:
+    if hardware.micro_batch == "auto":
+        return
+    if not isinstance(hardware.micro_batch, dict):
+        raise ConfigError(
+            "hardware.micro_batch",
+            hardware.micro_batch,
+            "must be auto, or sequences for each length: hardware.micro_batch.<length>=N",
+        )
     for length, sequences in hardware.micro_batch.items():
         key = f"hardware.micro_batch.{length}"
         if not length.isdecimal() or int(length) == 0:
             raise ConfigError(key, sequences, f"{length} is not a sequence length")
         if sequences != "auto" and not (isinstance(sequences, int) and sequences >= 1):
             raise ConfigError(key, sequences, "must be a number of sequences, at least 1, or auto")
+
+
+def _compute(hardware: HardwareConfig) -> None:
+    if hardware.compile not in (True, False, "auto"):
+        raise ConfigError("hardware.compile", hardware.compile, "must be auto, true or false")
+    if not 0 <= hardware.recompute <= 1:
+        raise ConfigError("hardware.recompute", hardware.recompute, "must be a share of the layers between 0 and 1")
 
 
 def _shares(config: Config) -> None:

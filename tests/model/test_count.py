@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yxanul.config import Dtype, FeedForward, ModelConfig, Norm, Positions, PrecisionConfig
 from yxanul.model import count
-from yxanul.model.attention import layout
+from yxanul.model.attention import Tiles, sdpa
 from yxanul.model.transformer import Packed, Transformer
 from yxanul.precision.linear import build_precision
 
@@ -61,7 +61,7 @@ def row(sequences, seq_len, vocab):
     tokens = torch.randint(vocab, (sequences * seq_len,), generator=torch.Generator().manual_seed(0))
     starts = list(range(0, len(tokens), seq_len))
     positions = torch.arange(len(tokens)) % seq_len
-    return Packed(tokens, positions, layout(starts, len(tokens), seq_len, CPU)), tokens.roll(-1)
+    return Packed(tokens, positions, sdpa(starts, len(tokens), seq_len)), tokens.roll(-1)
 
 
 @pytest.mark.parametrize("vocab", [61, 128, 1000])
@@ -115,60 +115,10 @@ def test_flops_are_those_that_a_training_step_dispatches(model_config, build_mod
     tokens = sequences * seq_len
     products = count.training_flops_per_token(config, vocab, -1)  # a sequence in which a token sees no key
     assert sum(seen.values()) == tokens * products
-    tile = seq_len if packed.layout.mask is None else packed.layout.mask.size(-1)
-    keys = tokens * tile if packed.layout.mask is None else packed.layout.mask.numel()
+    masked = isinstance(packed.layout, Tiles)
+    tile = packed.layout.mask.size(-1) if masked else seq_len
+    keys = packed.layout.mask.numel() if masked else tokens * tile
     dense = keys * config.num_layers * 3 * 4 * config.hidden_size
     assert attention == dense
     causal = tokens * (count.training_flops_per_token(config, vocab, seq_len) - products)
     assert causal == pytest.approx(dense * (seq_len + 1) / 2 * tokens / keys)
-
-
-def saved_bytes(model, sequences, seq_len, vocab):
-    """Bytes of the storages that a training step's forward keeps for its backward."""
-    storages = {}
-
-    def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    packed, targets = row(sequences, seq_len, vocab)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(packed, targets)
-    assert loss.requires_grad
-    return sum(storages.values())
-
-
-@pytest.mark.parametrize("dtype", Dtype)
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_activation_bytes_are_near_what_the_backward_keeps(monkeypatch, model_config, variant, dtype):
-    """Within 35%: kernels differ in what they keep. The difference of two lengths leaves out the weights."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    config = model_config(**{**variant, "hidden_size": 64, "intermediate_size": 176, "max_seq_len": 160})
-    precision = build_precision(PrecisionConfig(dtype), CPU)
-    model = Transformer(config, 1000, precision.linear, precision.dtype)
-    model.initialize(0.02, torch.Generator().manual_seed(0))
-    few, many = (saved_bytes(model, sequences, 160, 1000) for sequences in (2, 6))
-    measured = (many - few) / (4 * 160)
-    assert count.activation_bytes_per_token(config, dtype) == pytest.approx(measured, rel=0.35)
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_state_bytes_are_those_of_weights_gradients_and_adamw(model_config, build_model, variant):
-    config = model_config(**variant)
-    model = build_model(config, vocab_size=1000)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(*row(2, 16, 1000)).backward()
-    optimizer.step()
-    tensors = [tensor for p in model.parameters() for tensor in (p, p.grad, *optimizer.state[p].values())]
-    counters = len(list(model.parameters()))  # one number a parameter counts its steps
-    assert count.state_bytes(config, 1000) == 4 * (numel(tensors) - counters)
-
-
-@pytest.mark.parametrize("dtype", Dtype)
-def test_training_bytes_grow_with_the_micro_batch_over_state_and_a_chunk_of_logits(dtype):
-    """And stay far below whole logits: 32k tokens of them are 26 GB."""
-    tokens = 32_768
-    fixed, full = (count.training_bytes(REFERENCE, 200_005, dtype, number) for number in (0, tokens))
-    assert full - fixed == tokens * count.activation_bytes_per_token(REFERENCE, dtype)
-    logits = 4 * tokens * 200_064
-    assert count.state_bytes(REFERENCE, 200_005) < fixed < count.state_bytes(REFERENCE, 200_005) + logits / 10

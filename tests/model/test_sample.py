@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yxanul.config import FeedForward, Norm, Positions
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.sample import sample
 from yxanul.model.transformer import Packed
 
@@ -29,7 +29,7 @@ def draw(model, prompts, num_tokens, max_seq_len, end=NEVER, seed=0, **settings)
 
 def logits_after(model, text):
     """The logits of the token that follows a text, the text being all that the model sees."""
-    where = layout([0], len(text), len(text), CPU)
+    where = sdpa([0], len(text), len(text))
     packed = Packed(torch.tensor(text), torch.arange(len(text)), where)
     return model.next_token_logits(packed, torch.tensor([len(text) - 1]))[0]
 

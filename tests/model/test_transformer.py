@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from yxanul.config import Dtype, FeedForward, MuonConfig, Norm, OptimizerConfig, Positions, PrecisionConfig
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import LayerNorm, Packed, RMSNorm, Transformer, rotate
 from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
@@ -31,7 +31,7 @@ def pack(tokens, seq_len, documents=(), device=CPU):
     """Whole sequences of `seq_len` in one row, with documents beginning inside them."""
     starts = sorted({*range(0, len(tokens), seq_len), *documents})
     positions = torch.arange(len(tokens)) % seq_len
-    return Packed(tokens.to(device), positions.to(device), layout(starts, len(tokens), seq_len, device))
+    return Packed(tokens, positions, sdpa(starts, len(tokens), seq_len)).map(lambda tensor: tensor.to(device))
 
 
 def random_ids(count, seed=0, vocab=VOCAB):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yxanul.config import FeedForward, MuonConfig, Norm, OptimizerConfig, Positions
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Packed
 from yxanul.optim.build import build_optimizers
 from yxanul.optim.muon import Muon
@@ -66,7 +66,7 @@ def test_a_hundred_steps_learn_a_text_by_heart(model_config, build_model, varian
     """The loss on one repeated row falls by more than half , repeated a hundred times, more than halves."""
     model = build_model(model_config(**variant), init_std=0.1)
     tokens = torch.randint(61, (65,), generator=torch.Generator().manual_seed(0))
-    where = layout([0], 64, 64, torch.device("cpu"))
+    where = sdpa([0], 64, 64)
     packed = Packed(tokens[:-1], torch.arange(64), where)
     optimizers = build_optimizers(model, config(muon))
     losses = []

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from yxanul.config import MuonConfig, OptimizerConfig
 from yxanul.errors import UserError
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Packed
 from yxanul.optim.build import build_optimizers
 from yxanul.training import checkpoint
@@ -51,7 +51,7 @@ def train(model, optimizers, first: int, last: int) -> None:
     """Steps [first, last): batch and learning rate depend on the step alone."""
     for step in range(first, last):
         tokens = torch.randint(0, 61, (33,), generator=torch.Generator().manual_seed(step))
-        packed = Packed(tokens[:-1], torch.arange(32) % 16, layout([0, 16], 32, 16, CPU))
+        packed = Packed(tokens[:-1], torch.arange(32) % 16, sdpa([0, 16], 32, 16))
         model.zero_grad()
         (model(packed, tokens[1:]) / 32).backward()
         for optimizer in optimizers:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yxanul.config import Positions
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Packed
 from yxanul.training.evaluation import evaluate, held_out
 
@@ -90,7 +90,7 @@ def naive_nats(model, ids, context):
     for place in range(1, len(ids)):
         start = max(0, -(-(place - context) // stride) * stride)
         window = torch.tensor(ids[start:place])
-        packed = Packed(window, torch.arange(len(window)), layout([0], len(window), len(window), CPU))
+        packed = Packed(window, torch.arange(len(window)), sdpa([0], len(window), len(window)))
         total += model.token_losses(packed, torch.tensor(ids[start + 1 : place + 1]))[-1].item()
     return total
 
@@ -103,7 +103,7 @@ TEXTS = ["", "a", "Only once.", "Wer nur den lieben Gott lässt walten. " * 4, "
 def test_bits_per_byte_are_those_of_single_windows(model_config, build_model, positions, context):
     """However texts share rows and rows fall into tiles; a text's first byte counts, and an umlaut counts twice."""
     model = build_model(model_config(max_seq_len=context, positions=positions), vocab_size=257)
-    score = evaluate(model, held_out(TEXTS, BYTES, context), CPU)
+    score = evaluate(model, held_out(TEXTS, BYTES, context), CPU, sdpa)
     num_bytes = len("".join(TEXTS).encode())
     nats = sum(naive_nats(model, [END, *text.encode()], context) for text in TEXTS)
     assert score.bits_per_byte == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
@@ -114,7 +114,7 @@ def test_a_model_that_knows_nothing_needs_the_bits_of_a_uniform_guess(model_conf
     """log2 of the padded vocabulary for each token, here one of two bytes."""
     pairs = SimpleNamespace(end_of_text=0, encode=lambda texts: [[1] * (len(text) // 2) for text in texts])
     model = build_model(model_config(max_seq_len=16), vocab_size=512, init_std=0.0)
-    score = evaluate(model, held_out(["x" * 400, "y" * 30], pairs, 16), CPU)
+    score = evaluate(model, held_out(["x" * 400, "y" * 30], pairs, 16), CPU, sdpa)
     assert score.bits_per_byte == pytest.approx(9 / 2, rel=1e-6)
     assert score.perplexity == pytest.approx(512, rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_evaluation_leaves_no_trace_in_training(model_config, build_model):
     model = build_model(model_config(max_seq_len=16), vocab_size=257)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     text = held_out(TEXTS, BYTES, 16)
-    assert evaluate(model, text, CPU) == evaluate(model, text, CPU)
+    assert evaluate(model, text, CPU, sdpa) == evaluate(model, text, CPU, sdpa)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
@@ -132,7 +132,7 @@ def test_evaluation_leaves_no_trace_in_training(model_config, build_model):
 def test_a_hopeless_model_has_a_score_still(model_config, build_model):
     """A perplexity beyond floating point is cut off instead of ending the run."""
     model = build_model(model_config(max_seq_len=16), vocab_size=257, init_std=300.0)
-    score = evaluate(model, held_out(TEXTS, BYTES, 16), CPU)
+    score = evaluate(model, held_out(TEXTS, BYTES, 16), CPU, sdpa)
     assert score.bits_per_byte > 1000 and math.isfinite(score.perplexity)
 
 

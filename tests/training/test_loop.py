@@ -3,6 +3,7 @@
 import itertools
 import math
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -22,13 +23,15 @@ from yxanul.config import (
 from yxanul.curriculum import plan
 from yxanul.data.stream import Stream
 from yxanul.errors import UserError
+from yxanul.model.attention import sdpa
 from yxanul.optim.build import build_optimizers
 from yxanul.tracking import Record, Tracker, read_rows
-from yxanul.training import checkpoint
+from yxanul.training import checkpoint, loop
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.evaluation import Score
-from yxanul.training.loop import Trainer, to_device
+from yxanul.training.loop import Trainer
 from yxanul.training.signals import StopRequest
+from yxanul.training.step import make_batch
 
 CPU = torch.device("cpu")
 STAGES = (Stage(4, 64, 0.2, 0.5, 0.3), Stage(16, 64, 0.4, 1.0, 0.6), Stage(32, 128, 0.4, 1.0, 1.0))
@@ -64,6 +67,7 @@ def trainer(corpus, small_tokenizer, build_model, model_config, tmp_path):
             "stream": Stream(corpus, 1, small_tokenizer.byte_lengths),
             "steps": steps,
             "device": CPU,
+            "attention_of": lambda seq_len: sdpa,
             "tracker": Tracker(Record(folder / "metrics.jsonl"), []),
             "checkpoint_folder": folder / "checkpoints",
             "checkpoint": CheckpointConfig(every=every, keep=2),
@@ -118,9 +122,9 @@ def plain_training(trainer, skipped: tuple[int, ...] = ()) -> list[tuple[float, 
     seen = []
     for step in trainer.steps:
         whole = replace(step, micro_batches=(step.tokens // step.seq_len,))
-        packed, targets = to_device(trainer.stream.micro_batch(whole, 0), CPU)
-        hidden, weight = model.embedding.head(model.hidden(packed))
-        loss = F.cross_entropy(hidden @ weight.T, targets)
+        batch = make_batch(trainer.stream.micro_batch(whole, 0), sdpa)
+        hidden, weight = model.embedding.head(model.hidden(batch.packed))
+        loss = F.cross_entropy(hidden @ weight.T, batch.targets)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
@@ -332,3 +336,95 @@ def test_bad_steps_in_a_row_are_counted_across_a_stop(trainer):
             checkpoint.load(second.checkpoint_folder / "step-00000004", second.model, second.optimizers, CPU),
             StopRequest(),
         )
+
+
+# Memory that runs out
+
+
+def exhaust(trainer, most: int) -> list[int]:
+    """Make the model run out of memory with more than `most` tokens at once; returns what it was given, in order."""
+    seen = []
+
+    def refuse(module, arguments):
+        seen.append(len(arguments[1]))
+        if len(arguments[1]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.model.register_forward_pre_hook(refuse)
+    return seen
+
+
+@pytest.mark.parametrize("most", [32, 40, 64])
+@pytest.mark.parametrize("warm", [False, True])
+def test_out_of_memory_means_smaller_micro_batches_and_the_same_mathematics(trainer, tmp_path, most, warm):
+    """The steps that fit stay as they were; in the warm-up as in the steps themselves."""
+    mine, reference = trainer(10**6, warm=warm), trainer(10**6, folder=tmp_path / "reference")
+    planned = mine.steps
+    began = weights(mine)
+    seen = exhaust(mine, most)
+    state, _ = mine.train(TrainState(), StopRequest())
+    expected, _ = reference.train(TrainState(), StopRequest())
+    assert replace(state, seconds=0) == replace(expected, seconds=0)
+    assert [row["loss"] for row in rows(mine)] == pytest.approx([row["loss"] for row in rows(reference)], rel=1e-5)
+    assert (weights(mine) - weights(reference)).norm() < 1e-3 * (weights(reference) - began).norm()
+    messages = [row["message"] for row in rows(mine, "event")]
+    halvings = [message for message in messages if "out of memory" in message]
+    refused = [tokens for tokens in seen if tokens > most]
+    assert len(halvings) == len(refused) > 0
+    assert f"{refused[0]} tokens a micro-batch" in halvings[0]
+    for before, after in zip(planned, mine.steps, strict=True):
+        assert replace(after, micro_batches=()) == replace(before, micro_batches=())
+        assert sum(after.micro_batches) == sum(before.micro_batches)
+        assert max(after.micro_batches) * after.seq_len <= most
+
+
+def test_one_sequence_that_does_not_fit_ends_the_run_in_a_line(trainer):
+    mine = trainer()
+    exhaust(mine, 20)  # the last stage has sequences of 32
+    with pytest.raises(UserError, match=r"out of memory at step \d+ with a single sequence of 32 tokens") as error:
+        mine.train(TrainState(), StopRequest())
+    assert "\n" not in str(error.value)
+    assert rows(mine)[-1]["kind"] == "train"
+
+
+# Warming up
+
+
+def test_warming_up_changes_nothing_but_the_clock(trainer, tmp_path):
+    mine, reference = trainer(warm=True), trainer(folder=tmp_path / "reference")
+    first_call = mine.model.register_forward_pre_hook(lambda *_: first_call.remove() or time.sleep(0.5))
+    mine.train(TrainState(), StopRequest())
+    reference.train(TrainState(), StopRequest())
+    assert torch.equal(weights(mine), weights(reference))
+    assert [row["loss"] for row in rows(mine)] == [row["loss"] for row in rows(reference)]
+    assert rows(mine)[0]["seconds"] < 0.5 <= mine.warm_up_seconds
+    shapes = {(step.seq_len, step.micro_batches) for step in mine.steps}
+    assert f"{len(shapes)} shapes" in rows(mine, "event")[0]["message"]
+
+
+def test_a_graph_made_after_the_warm_up_is_told(trainer, monkeypatch):
+    graphs = iter([4, 4, 4, 5, *[5] * 100])
+    monkeypatch.setattr("yxanul.training.loop.graphs_compiled", lambda: next(graphs))
+    mine = trainer()
+    mine.train(TrainState(), StopRequest())
+    assert [row["message"].partition(" after")[0] for row in rows(mine, "event")] == ["torch.compile made a new graph"]
+
+
+# Reading behind
+
+
+def test_reading_a_step_behind_changes_nothing(trainer, tmp_path, monkeypatch):
+    """As on a GPU: rows, evaluations, checkpoints and what is skipped are those of a loop that waits."""
+    outcomes = []
+    for lag in (0, 1):
+        monkeypatch.setitem(loop.LAG, "cpu", lag)
+        mine = trainer(evaluate_every=5, every=4, folder=tmp_path / str(lag))
+        poison(mine, {2, 7}, "loss")
+        state, score = mine.train(TrainState(), StopRequest())
+        timed = ("seconds", "tokens_per_second", "bytes_per_second", "mfu", "memory_gb")
+        found = [
+            {name: value for name, value in row.items() if name not in timed}
+            for row in read_rows(tmp_path / str(lag) / "metrics.jsonl")
+        ]
+        outcomes.append((replace(state, seconds=0), score, found, weights(mine).tolist()))
+    assert outcomes[0] == outcomes[1]

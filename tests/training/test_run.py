@@ -19,6 +19,7 @@ from rich.console import Console
 from yxanul.config import to_plain
 from yxanul.data import documents, shards
 from yxanul.errors import UserError
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
@@ -147,7 +148,7 @@ def test_bits_per_byte_are_those_of_the_checkpoint_on_the_held_out_text(undistur
     precision = build_precision(config.precision, CPU)
     model = Transformer(config.model, config.tokenizer.vocab_size, precision.linear, precision.dtype)
     checkpoint.load(folder / result["checkpoint"], model, build_optimizers(model, config.optimizer), CPU)
-    score = evaluate(model, text.held_out, CPU)
+    score = evaluate(model, text.held_out, CPU, sdpa)
     assert (score.bits_per_byte, score.perplexity) == (result["bits_per_byte"], result["perplexity"])
     content = "".join(text.corpus.held_out(config.evaluate.bytes)).encode()
     assert result["eval_bytes"] == len(content) > 5_000

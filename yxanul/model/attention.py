@@ -3,13 +3,19 @@
 The model works on one flat row of tokens; only attention and positions know where sequences begin. A segment
 is a stretch of the row that attends to itself alone: it ends with its sequence or with its document.
 
-A dense kernel works in tiles, so thousands of calls (or of padded rows) for sequences of 8 tokens would be
-mostly waste: short sequences are packed into tiles of `TILE` tokens with a block-diagonal causal mask. Long
-ones need no mask at all: each segment is one causal call, and a document's end makes its calls cheaper.
+An `Attention` prepares where the segments are, on the host, into a `Layout`; every layer then asks the layout.
+Here are those that run everywhere; `sdpa` is torch's scaled_dot_product_attention. Such a dense kernel works in
+tiles, so thousands of calls (or of padded rows) for sequences of 8 tokens would be mostly waste: short
+sequences are packed into tiles of `TILE` tokens with a block-diagonal causal mask. Long ones need no mask at
+all: segments of one length are one causal call, and a document's end makes its calls cheaper. Kernels for CUDA are in
+`yxanul.model.cuda_attention`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,61 +24,119 @@ from torch import Tensor
 TILE = 128
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a packed row of tokens falls into segments, prepared once for all layers.
+class Layout(Protocol):
+    """How a packed row of tokens falls into segments, prepared once for all layers."""
 
-    Exactly one is set: `mask`, bool (tiles, 1, tile, tile), for short sequences, or `lengths`, the tokens of
-    each segment, for long ones.
-    """
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Layout":
+        """The same with `function`, for example a copy to a device, applied to its tensors."""
 
-    mask: Tensor | None = None
-    lengths: tuple[int, ...] | None = None
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention inside each segment.
+
+        Args:
+            q: (tokens, heads, head size); k, v: (tokens, key/value heads, head size), key/value heads dividing
+                heads.
+
+        Returns:
+            (tokens, heads, head size).
+        """
 
 
-def layout(segment_starts: Sequence[int], num_tokens: int, seq_len: int, device: torch.device) -> Layout:
-    """The layout of a row of `num_tokens` tokens.
+Attention = Callable[[Sequence[int], int, int], Layout]
+"""(segment starts, tokens of the row, sequence length) -> the row's layout on the host.
 
-    Args:
-        segment_starts: ascending positions in the row where a segment begins; the first is 0.
-        seq_len: no segment is longer, and every multiple of it begins a segment.
-    """
+Segment starts are ascending positions in the row, the first 0; no segment is longer than the sequence length,
+and every multiple of it begins one.
+"""
+
+
+def sdpa(segment_starts: Sequence[int], num_tokens: int, seq_len: int) -> Layout:
+    """An `Attention` by scaled_dot_product_attention: on any device, in any dtype."""
+    if seq_len <= TILE:
+        return Tiles(_tile_mask(segment_starts, num_tokens, seq_len))
     starts = torch.as_tensor(segment_starts, dtype=torch.int64)
-    if seq_len > TILE:
-        lengths = torch.diff(starts, append=torch.tensor([num_tokens]))
-        return Layout(lengths=tuple(lengths.tolist()))
-    tile = TILE // seq_len * seq_len
-    segments = torch.zeros(-(-num_tokens // tile) * tile, dtype=torch.int32)
-    segments[starts] = 1
-    tiles = segments.cumsum(0).view(-1, tile)
-    same = tiles[:, :, None] == tiles[:, None, :]
-    return Layout(mask=same.tril().unsqueeze(1).to(device))
+    return Segments(tuple(torch.diff(starts, append=torch.tensor([num_tokens])).tolist()))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, where: Layout) -> Tensor:
-    """Causal attention inside each segment.
+def bmm(segment_starts: Sequence[int], num_tokens: int, seq_len: int) -> Layout:
+    """An `Attention` by batched matrix products over tiles.
 
-    Args:
-        q: (tokens, heads, head size); k, v: (tokens, key/value heads, head size), key/value heads dividing heads.
-
-    Returns:
-        (tokens, heads, head size).
+    On a CPU in bf16 they are two to three times as fast as torch's fused kernel while a tile is short; what they
+    hold grows with the square of the length.
     """
-    if where.lengths is not None:
-        return _attend_segments(q, k, v, where.lengths)
-    return _attend_tiles(q, k, v, where.mask)
+    return Products(_tile_mask(segment_starts, num_tokens, seq_len))
 
 
-def _attend_segments(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    pieces = zip(*(x.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for x in (q, k, v)), strict=True)
-    gqa = q.size(1) != k.size(1)
-    outputs = [F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=gqa) for piece in pieces]
-    return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1)
+def tile_tokens(seq_len: int) -> int:
+    """Tokens of a tile: as many sequences as TILE holds, or one."""
+    return max(1, TILE // seq_len) * seq_len
 
 
-def _attend_tiles(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    num_tokens, (tiles, _, tile, _) = q.size(0), mask.shape
-    padding = tiles * tile - num_tokens
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)).view(tiles, tile, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))
-    return out.transpose(1, 2).reshape(tiles * tile, *out.shape[1::2])[:num_tokens]
+def _tile_mask(segment_starts: Sequence[int], num_tokens: int, seq_len: int) -> Tensor:
+    """Which keys a query of the same tile sees, bool (tiles, 1, tile, tile)."""
+    tile = tile_tokens(seq_len)
+    segments = torch.zeros(-(-num_tokens // tile) * tile, dtype=torch.int32)
+    segments[torch.as_tensor(segment_starts, dtype=torch.int64)] = 1
+    tiles = segments.cumsum(0).view(-1, tile)
+    return (tiles[:, :, None] == tiles[:, None, :]).tril().unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Long segments, of these many tokens: a causal call for all that have the same length."""
+
+    lengths: tuple[int, ...]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Segments":
+        return self
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        split = [x.split(self.lengths) for x in (q, k, v)]
+        members = defaultdict(list)
+        for place, length in enumerate(self.lengths):
+            members[length].append(place)
+        outputs = [q] * len(self.lengths)
+        for places in members.values():
+            together = (torch.stack([pieces[place] for place in places]).transpose(1, 2) for pieces in split)
+            out = F.scaled_dot_product_attention(*together, is_causal=True, enable_gqa=q.size(1) != k.size(1))
+            for place, piece in zip(places, out.transpose(1, 2).unbind(), strict=True):
+                outputs[place] = piece
+        return torch.cat(outputs)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Short segments: tiles of whole sequences under a mask, bool (tiles, 1, tile, tile)."""
+
+    mask: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Tiles":
+        return replace(self, mask=function(self.mask))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tiles, _, tile, _ = self.mask.shape
+        padding = tiles * tile - q.size(0)
+        in_tiles = (F.pad(x, (0, 0, 0, 0, 0, padding)).view(tiles, tile, *x.shape[1:]) for x in (q, k, v))
+        return self._attend(*in_tiles).reshape(tiles * tile, *q.shape[1:])[: q.size(0)]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All (tiles, tile, heads, head size)."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=q.size(1) != k.size(1))
+        return out.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Products(Tiles):
+    """The same tiles by two batched products and a softmax; the query heads of a group are rows of one product."""
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tiles, tile, heads, size = q.shape
+        groups = k.size(2)
+        rows = (q * size**-0.5).view(tiles, tile, groups, -1, size).permute(0, 2, 3, 1, 4)
+        rows = rows.reshape(tiles * groups, -1, size)
+        k, v = (x.transpose(1, 2).reshape(tiles * groups, tile, size) for x in (k, v))
+        scores = (rows @ k.mT).view(tiles, heads, tile, tile)
+        shares = scores.masked_fill(~self.mask, -math.inf).softmax(-1).view(tiles * groups, -1, tile)
+        out = (shares @ v).view(tiles, groups, -1, tile, size)
+        return out.permute(0, 3, 1, 2, 4)

@@ -2,18 +2,88 @@
 
 At a vocabulary of 200,000, the float32 logits of 32k tokens are 26 GB. Here the gradient is computed in the
 forward pass, chunk by chunk, so that only one chunk of logits lives at a time and nothing is recomputed.
+It is the reference: it runs on every device, and the kernels of `fused_loss` are held against it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Float32 logits held at once; large enough for full-speed matrix products."""
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What `summed_cross_entropy` is: (hidden, weight, targets) -> summed negative log-likelihood."""
+
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+"""Float32 logits in one chunk, by type of device; large enough for full-speed matrix products.
+
+At most two such buffers live at once: on CUDA the logits and their softmax, on a CPU the logits, overwritten in
+place, and in bf16 half of one for the product before and the gradient after. Chunks are larger on CUDA because
+each reads and writes the weight's whole gradient.
+"""
 
 
-def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * vocab_size))
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    num_tokens = len(hidden)
+    size = max(1, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Float32 (tokens, vocabulary); a CPU has no product of bf16 factors that puts out float32."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
+
+
+def _fused_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `_in_place_gradient`; two passes over the logits, where a softmax is one kernel and memory cheap to get."""
+    log_probabilities = logits.log_softmax(1)
+    del logits
+    of_target = log_probabilities.gather(1, target)
+    gradient = torch.exp(log_probabilities, out=torch.empty_like(log_probabilities, dtype=dtype))
+    gradient.scatter_(1, target, of_target.expm1().to(dtype))
+    return -of_target.sum(), gradient
+
+
+def _in_place_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Float32 logits (tokens, vocabulary), overwritten -> the summed loss, float32, and its gradient by them.
+
+    More passes than `_fused_gradient`, and faster on a CPU, where pages that nobody used yet cost more than a pass.
+
+    Args:
+        target: (tokens, 1) int64.
+        dtype: of the gradient.
+    """
+    largest = logits.amax(1, keepdim=True)
+    loss = (largest - logits.gather(1, target)).sum()
+    exponents = logits.sub_(largest).exp_()
+    partition = exponents.sum(1, keepdim=True)
+    loss += partition.log().sum()
+    gradient = exponents.div_(partition)
+    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+    return loss, gradient.to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where `total` is float32 and the factors may be bf16."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left @ right
+
+
+def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> Tensor:
+    """The summed loss of one chunk; writes its `grad_hidden` and adds to `grad_weight`.
+
+    A function of its own so that all its buffers are gone before the next chunk makes new ones.
+    """
+    gradient_of = _fused_gradient if hidden.is_cuda else _in_place_gradient
+    loss, gradient = gradient_of(_logits(hidden, weight), targets.unsqueeze(1), hidden.dtype)
+    torch.mm(gradient, weight, out=grad_hidden)
+    _add_product(grad_weight, gradient.T, hidden)
+    return loss
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -22,29 +92,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for chunk in _chunks(len(targets), len(weight)):
-            logits = (hidden[chunk] @ weight.T).float()
-            target = targets[chunk].unsqueeze(1)
-            # In place and with one exp: the vocabulary is wide, and passes over it cost as much as the products.
-            largest = logits.amax(1, keepdim=True)
-            total += (largest - logits.gather(1, target)).sum()
-            exponents = logits.sub_(largest).exp_()
-            partition = exponents.sum(1, keepdim=True)
-            total += partition.log().sum()
-            gradient = exponents.div_(partition)
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient = gradient.to(hidden.dtype)
-            grad_hidden[chunk] = gradient @ weight
-            if grad_weight.dtype == gradient.dtype:
-                grad_weight.addmm_(gradient.T, hidden[chunk])
-            else:
-                grad_weight += gradient.T @ hidden[chunk]
+        for chunk in _chunks(hidden, weight):
+            total += _chunk_loss(hidden[chunk], weight, targets[chunk], grad_hidden[chunk], grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
+        # A factor without dimensions does not promote: bf16 gradients stay bf16.
         return grad_hidden * grad_output, grad_weight * grad_output, None
 
 
@@ -53,7 +109,7 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
     Args:
         hidden: (tokens, rank), the input of the last matrix product.
-        weight: (vocabulary, rank), of the same dtype; the products are made in it.
+        weight: (vocabulary, rank), of the same dtype; the products are made in it, their sums in float32.
         targets: (tokens,) int64.
     """
     return _SummedCrossEntropy.apply(hidden, weight, targets)
@@ -63,7 +119,10 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of each target in nats, float32 (tokens,); arguments as above."""
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    for chunk in _chunks(len(targets), len(weight)):
-        logits = (hidden[chunk] @ weight.T).float()
-        losses[chunk] = logits.logsumexp(1) - logits.gather(1, targets[chunk].unsqueeze(1)).squeeze(1)
+    for chunk in _chunks(hidden, weight):
+        losses[chunk] = _chunk_token_losses(_logits(hidden[chunk], weight), targets[chunk].unsqueeze(1))
     return losses
+
+
+def _chunk_token_losses(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.logsumexp(1) - logits.gather(1, target).squeeze(1)

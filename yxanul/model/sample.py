@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yxanul.model.attention import layout
+from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Packed, Transformer
 
 
@@ -32,10 +32,10 @@ def sample(
         lengths = torch.tensor([len(context) for context in contexts])
         ends = lengths.cumsum(0)
         packed = Packed(
-            torch.tensor([token for context in contexts for token in context], device=device),
-            torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device),
-            layout((ends - lengths).tolist(), int(ends[-1]), int(ends[-1]), device),  # as one sequence of segments
-        )
+            torch.tensor([token for context in contexts for token in context]),
+            torch.cat([torch.arange(length) for length in lengths.tolist()]),
+            sdpa((ends - lengths).tolist(), int(ends[-1]), int(ends[-1])),  # as one sequence of segments
+        ).map(lambda tensor: tensor.to(device))
         logits, ids = model.next_token_logits(packed, (ends - 1).to(device)).cpu().topk(top_k)
         chosen = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
         for text, token in zip(open_texts, ids.gather(1, chosen).squeeze(1).tolist(), strict=True):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from yxanul.config import FeedForward, ModelConfig, Norm, Positions
-from yxanul.model.attention import Layout, attend
+from yxanul.model.attention import Layout
 from yxanul.model.embedding import TiedEmbedding
-from yxanul.model.loss import summed_cross_entropy, token_cross_entropy
+from yxanul.model.loss import CrossEntropy, summed_cross_entropy, token_cross_entropy
 
 LinearFactory = Callable[[int, int], nn.Module]
 Rotation = tuple[Tensor, Tensor]
@@ -35,6 +36,10 @@ class Packed:
     tokens: Tensor
     positions: Tensor
     layout: Layout
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Packed":
+        """The same with `function`, for example a copy to a device, applied to its tensors."""
+        return Packed(function(self.tokens), function(self.positions), self.layout.map(function))
 
 
 class RMSNorm(nn.Module):
@@ -72,7 +77,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query causal self-attention."""
+    """The products around grouped-query causal self-attention."""
 
     def __init__(self, model: ModelConfig, linear: LinearFactory):
         super().__init__()
@@ -82,51 +87,104 @@ class Attention(nn.Module):
         self.qkv = linear(model.hidden_size, sum(self.heads) * self.head_dim)
         self.out = linear(model.hidden_size, model.hidden_size)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, where: Layout) -> Tensor:
+    def project(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(tokens, hidden) -> queries, keys and values, (tokens, heads, head size)."""
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=1)
         if self.qk_norm_eps is not None:
             q, k = (F.rms_norm(part, (self.head_dim,), eps=self.qk_norm_eps) for part in (q, k))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.out(attend(q, k, v, where).flatten(1))
+        return q, k, v
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward (arXiv 2002.05202)."""
+    """Gated feed-forward (arXiv 2002.05202): `narrow(widen(x))`."""
 
     def __init__(self, model: ModelConfig, linear: LinearFactory):
         super().__init__()
         self.gate_up = linear(model.hidden_size, 2 * model.intermediate_size)
         self.down = linear(model.intermediate_size, model.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+    def widen(self, x: Tensor) -> Tensor:
+        return self.gate_up(x)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        gate, up = wide.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
 class GELU(nn.Module):
-    """The plain feed-forward of GPT-2."""
+    """The plain feed-forward of GPT-2: `narrow(widen(x))`."""
 
     def __init__(self, model: ModelConfig, linear: LinearFactory):
         super().__init__()
         self.up = linear(model.hidden_size, model.intermediate_size)
         self.down = linear(model.intermediate_size, model.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+    def widen(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        return self.down(F.gelu(wide))
+
+
+def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, of which the backward keeps x alone and computes again what it needs, its last product never."""
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def memory_is_dear(x: Tensor) -> bool:
+    """Whether to keep nothing between the feed-forward's products, a third of all activations.
+
+    Computing it again takes a GPU no time to speak of, and a CPU 3% of a step.
+    """
+    return x.is_cuda
 
 
 class Block(nn.Module):
-    def __init__(self, model: ModelConfig, linear: LinearFactory):
+    """One layer: what comes before attention, attention itself, what comes after.
+
+    Before and after see flat tokens alone, so each is one graph for the compiler whatever the sequence length;
+    attention between them is the layout's own kernel.
+
+    Args:
+        recompute: keep nothing of the feed-forward but its input, and compute it again in the backward.
+    """
+
+    def __init__(self, model: ModelConfig, linear: LinearFactory, recompute: bool):
         super().__init__()
+        self.recompute = recompute
         self.attention_norm = build_norm(model)
         self.attention = Attention(model, linear)
         self.feed_forward_norm = build_norm(model)
         self.feed_forward = (SwiGLU if model.feed_forward is FeedForward.swiglu else GELU)(model, linear)
 
+    def before(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attention.project(self.attention_norm(x), rotation)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.attention.out(attended)
+        if torch.is_grad_enabled():
+            if self.recompute:
+                return x + _again(self._feed_forward, x)
+            if memory_is_dear(x):
+                return x + _again(self.feed_forward.narrow, self._widen(x))
+        return x + self._feed_forward(x)
+
+    def _widen(self, x: Tensor) -> Tensor:
+        return self.feed_forward.widen(self.feed_forward_norm(x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.feed_forward.narrow(self._widen(x))
+
     def forward(self, x: Tensor, rotation: Rotation | None, where: Layout) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, where)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        attended = where.attend(*self.before(x, rotation))
+        return self.after(x, attended.flatten(1))
+
+
+def recomputes(share: float, layer: int) -> bool:
+    """Whether this layer (0-based) is among the evenly spread `share` of the layers."""
+    return math.floor((layer + 1) * share) > math.floor(layer * share)
 
 
 class Transformer(nn.Module):
@@ -136,18 +194,31 @@ class Transformer(nn.Module):
         vocab_size: the tokenizer's; the table is padded.
         linear: makes the linear layers inside the blocks; their parameter is `weight`, (out, in), float32.
         dtype: of the activations between the layers.
+        cross_entropy: head and loss of training.
+        recompute: share of the layers, evenly spread, that compute their feed-forward again in the backward.
     """
 
-    def __init__(self, model: ModelConfig, vocab_size: int, linear: LinearFactory, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: ModelConfig,
+        vocab_size: int,
+        linear: LinearFactory,
+        dtype: torch.dtype,
+        cross_entropy: CrossEntropy = summed_cross_entropy,
+        recompute: float = 0.0,
+    ):
         super().__init__()
         self.vocab_size = vocab_size
+        self.cross_entropy = cross_entropy
         self.embedding = TiedEmbedding(vocab_size, model.hidden_size, model.embedding_rank, dtype)
         self.positions = None
         if model.positions is Positions.learned:
             self.positions = nn.Embedding(model.max_seq_len, model.hidden_size)
         else:
             self._register_rotation(model, dtype)
-        self.blocks = nn.ModuleList(Block(model, linear) for _ in range(model.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(model, linear, recomputes(recompute, index)) for index in range(model.num_layers)
+        )
         self.norm = build_norm(model)
 
     def _register_rotation(self, model: ModelConfig, dtype: torch.dtype) -> None:
@@ -180,7 +251,7 @@ class Transformer(nn.Module):
 
     def forward(self, packed: Packed, targets: Tensor) -> Tensor:
         """The summed negative log-likelihood of `targets` (tokens,) int64, in nats; differentiable."""
-        return summed_cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
+        return self.cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
 
     @torch.no_grad()
     def token_losses(self, packed: Packed, targets: Tensor) -> Tensor:

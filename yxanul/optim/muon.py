@@ -21,6 +21,10 @@ class Muon(torch.optim.Optimizer):
         params: matrices (out features, in features).
         lr: of an orthogonal update whose entries are scaled by sqrt(max(1, out/in)).
         iterations: of Newton-Schulz.
+
+    Attributes:
+        found_inf: 0-dim float tensor, not 0 where the gradients are not finite: the step then changes nothing,
+            and nobody waits for the device to know it. As for torch's own fused optimizers.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Muon(torch.optim.Optimizer):
                 "iterations": iterations,
             },
         )
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -53,25 +58,22 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict) -> None:
-        gradients = [parameter.grad for parameter in parameters]
-        buffers = []
         for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum"])
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = orthogonalize(
-            torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])),
-            group["iterations"],
-        )
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = torch.stack([parameter.grad for parameter in parameters])
+        taken = torch.ones((), device=gradients.device)
+        if self.found_inf is not None:
+            taken -= self.found_inf.clamp(max=1)
+            gradients.masked_fill_(taken == 0, 0)
+        momentum = torch.stack(buffers).lerp_(gradients, taken * (1 - group["momentum"]))
+        torch._foreach_copy_(buffers, list(momentum.unbind()))
+        updates = orthogonalize(gradients.lerp_(momentum, group["momentum"]), group["iterations"])
         rows, columns = parameters[0].shape
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(
-            parameters,
-            list(updates.to(parameters[0].dtype).unbind()),
-            alpha=-group["lr"] * max(1, rows / columns) ** 0.5,
-        )
+        torch._foreach_mul_(parameters, 1 - taken * group["lr"] * group["weight_decay"])
+        rates = taken * -group["lr"] * max(1, rows / columns) ** 0.5
+        torch._foreach_add_(parameters, list((updates.to(parameters[0].dtype) * rates).unbind()))
 
 
 def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:

@@ -33,10 +33,12 @@ def plan_table(plan: RunPlan) -> RenderableType:
     layers = f"{quantity(plan.layer_parameters)} in the layers"
     header = (
         f"{quantity(plan.parameters)} parameters ({layers}), computing in {plan.computes} "
-        f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s"
+        f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s; "
+        f"layers {'compiled' if plan.kernels.compiled else 'not compiled'}, loss {plan.kernels.cross_entropy}"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    names = ("stage", "length", "seqs", "micro", "steps", "tokens", "bytes", "peak lr", "clip", "memory", "time")
+    names = ("stage", "length", "seqs", "micro", "steps", "tokens", "bytes", "peak lr", "clip")
+    names += ("attention", "memory", "tokens/s", "time")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
@@ -50,14 +52,16 @@ def plan_table(plan: RunPlan) -> RenderableType:
             quantity(stage.bytes),
             f"{stage.peak_lr:.2g}",
             f"{stage.grad_clip:g}",
+            stage.attention,
             f"{stage.memory_bytes / 2**30:.1f}G",
+            quantity(stage.tokens / stage.seconds),
             duration(stage.seconds),
         )
     tokens, num_bytes = sum(stage.tokens for stage in plan.stages), sum(stage.bytes for stage in plan.stages)
-    total = ["all", "", "", "", f"{len(plan.steps):,}", quantity(tokens), quantity(num_bytes), "", ""]
+    total = ["all", "", "", "", f"{len(plan.steps):,}", quantity(tokens), quantity(num_bytes), "", "", ""]
     memory = max(stage.memory_bytes for stage in plan.stages)
     seconds = sum(stage.seconds for stage in plan.stages)
-    table.add_row(*total, f"{memory / 2**30:.1f}G", duration(seconds), style="bold")
+    table.add_row(*total, f"{memory / 2**30:.1f}G", quantity(tokens / seconds), duration(seconds), style="bold")
     return Group(Text(header), table, *(Text(line, style="yellow") for line in plan_warnings(plan)))
 
 

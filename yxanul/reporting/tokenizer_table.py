@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from yxanul.reporting.data_table import visible
+from yxanul.reporting.page import html_page
 from yxanul.reporting.plan_table import quantity
 from yxanul.tokenizer.compare import (
     CONTEXT_TOKENS,
@@ -173,14 +174,8 @@ def comparison_page(text: Text, measured: Sequence[Measurement], command: str, d
     figure.update_xaxes(title_text="bytes of UTF-8 in the token", row=3)
     figure.update_yaxes(title_text="share of the tokens", tickformat=".0%", rangemode="tozero", row=3)
     figure.update_layout(template="plotly_white", height=sum(sizes) + 330, margin={"t": 60, "b": 60}, bargap=0.25)
-    plots = figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
     read = f"{sum(text.documents):,} documents, {text.bytes:,} bytes"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Tokenizers compared</title>\n'
-        "<style>body { font: 15px/1.5 sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; }\n"
-        "code { overflow-wrap: anywhere; }</style>\n</head>\n<body>\n<h1>Tokenizers compared</h1>\n"
-        f"<p>{read}, {html.escape(date)}<br><code>{html.escape(command)}</code></p>\n{plots}\n</body>\n</html>\n"
-    )
+    return html_page("Tokenizers compared", [f"{read}, {date}"], command, figure)
 
 
 def _longest_plotted(measurement: Measurement) -> int:

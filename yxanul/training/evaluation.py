@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from yxanul.model.attention import layout
+from yxanul.model.attention import Attention
 from yxanul.model.transformer import Packed, Transformer
 from yxanul.tokenizer.load import Tokenizer
 
@@ -64,15 +64,15 @@ def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> HeldOu
     )
 
 
-def evaluate(model: Transformer, text: HeldOut, device: torch.device) -> Score:
+def evaluate(model: Transformer, text: HeldOut, device: torch.device, attention: Attention) -> Score:
     """The model's score on the prepared text; deterministic, and without effect on training."""
     nats = 0.0
     for row in text.rows:
         packed = Packed(
-            torch.from_numpy(row.tokens).to(device),
-            torch.from_numpy(row.positions).to(device),
-            layout(row.starts, len(row.tokens), text.context, device),
-        )
+            torch.from_numpy(row.tokens),
+            torch.from_numpy(row.positions),
+            attention(row.starts, len(row.tokens), text.context),
+        ).map(lambda tensor: tensor.to(device))
         losses = model.token_losses(packed, torch.from_numpy(row.targets).to(device))
         nats += losses.double()[torch.from_numpy(row.scored).to(device)].sum().item()
     perplexity = math.exp(min(nats / text.tokens, 700))

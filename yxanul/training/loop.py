@@ -1,44 +1,36 @@
 """The training loop: execute the plan, measure, save, and stop when asked.
 
 It decides nothing. Lengths, tokens, learning rates and clipping come from the plan, data from the stream by
-step number, and what is seen is held against what was planned.
+step number, and what is seen is held against what was planned. Only when memory runs out does it cut the
+micro-batches of what is left in two: the mathematics stays.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from yxanul import hardware
 from yxanul.config import CheckpointConfig
-from yxanul.curriculum import Step
-from yxanul.data.stream import MicroBatch, Stream, prefetch
+from yxanul.curriculum import Step, in_micro_batches_of
+from yxanul.data.stream import Stream
 from yxanul.errors import UserError
-from yxanul.model.attention import layout
-from yxanul.model.transformer import Packed, Transformer
+from yxanul.model.attention import Attention
+from yxanul.model.transformer import Transformer
 from yxanul.tracking import EvalRow, EventRow, Tracker, TrainRow
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
+from yxanul.training.compilation import graphs_compiled
 from yxanul.training.evaluation import Score
 from yxanul.training.signals import StopRequest
+from yxanul.training.step import Batch, Found, add_gradient, feed, update
 
-PREFETCH = 4
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did: summed loss in nats, gradient norm before clipping, bytes of text."""
-
-    nats: float
-    grad_norm: float
-    bytes: int
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.nats) and math.isfinite(self.grad_norm)
+LAG = {"cpu": 0, "cuda": 1}
+"""Steps that may be under way on a device before the oldest is read: it then never waits for the host."""
 
 
 @dataclass
@@ -46,9 +38,12 @@ class Trainer:
     """A model on its way through a plan.
 
     Attributes:
+        attention_of: sequence length -> the kernel of its attention.
         flops_per_token: sequence length -> FLOPs of training on one token.
         score: evaluates the model on the held-out text, and how many bytes that is.
         max_bad_steps: non-finite steps in a row that end the run.
+        warm: whether to take every shape through the model once before the clock starts, for a device or a
+            compiler that takes its time at a first call; `warm_up_seconds` says how long that was.
     """
 
     model: Transformer
@@ -56,6 +51,7 @@ class Trainer:
     stream: Stream
     steps: Sequence[Step]
     device: torch.device
+    attention_of: Callable[[int], Attention]
     tracker: Tracker
     checkpoint_folder: Path
     checkpoint: CheckpointConfig
@@ -65,6 +61,10 @@ class Trainer:
     flops_per_token: Callable[[int], float]
     peak_flops: float
     max_bad_steps: int
+    warm: bool = False
+    warm_up_seconds: float = 0.0
+    _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False, repr=False)
+    _graphs: int = field(default=0, init=False)
 
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, Score | None]:
         """Execute the steps after `state.step`, to the end or until `stop` is set; a checkpoint is saved either way.
@@ -73,77 +73,139 @@ class Trainer:
             The state reached, and its evaluation if the plan's end was reached in this call.
 
         Raises:
-            UserError: too many non-finite steps in a row, or a checkpoint cannot be written.
+            UserError: too many non-finite steps in a row, not enough memory for a single sequence, or a
+                checkpoint cannot be written.
         """
-        began = time.perf_counter() - state.seconds
-        remaining = self.steps[state.step :]
-        batches = prefetch(
-            lambda place: self.stream.micro_batch(*place),
-            [(step, index) for step in remaining for index in range(len(step.micro_batches))],
-            PREFETCH,
-        )
-        for step in remaining:
-            start = time.perf_counter()
-            result = self._accumulate(step, batches, stop)
-            if result is None:
+        first = state.step
+        if self.warm and first < len(self.steps):
+            self._warm_up(first)
+        self._graphs = graphs_compiled()
+        began = self._mark = time.perf_counter()
+        began -= state.seconds
+        self._batches = self._feed(first)
+        unread: deque[tuple[Step, Found]] = deque()
+        for index in range(first, len(self.steps)):
+            found = self._take(index, stop)
+            if found is None:
                 break
-            state = self._update(step, result, state)
-            now = time.perf_counter()
-            state = replace(state, seconds=now - began)
-            self._log(step, result, state, now - start)
-            if state.bad_in_a_row >= self.max_bad_steps:
-                raise UserError(
-                    f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
-                    f"up to step {state.step}; lower optimizer.lr or look at the data; earlier checkpoints are intact"
-                )
-            if state.step < len(self.steps):
-                if self.evaluate_every and state.step % self.evaluate_every == 0:
-                    self.evaluate(state)
-                if state.step % self.checkpoint.every == 0:
-                    self._save(state)
+            unread.append((self.steps[index], found))
+            done = index + 1
+            evaluates = done < len(self.steps) and self.evaluate_every and done % self.evaluate_every == 0
+            saves = done < len(self.steps) and done % self.checkpoint.every == 0
+            while len(unread) > (0 if evaluates or saves else LAG[self.device.type]):
+                state = self._settle(*unread.popleft(), state, began)
+            if evaluates:
+                self.evaluate(state)
+            if saves:
+                self._save(state)
+        while unread:
+            state = self._settle(*unread.popleft(), state, began)
         self._save(state)
-        if not remaining or state.step < len(self.steps):
+        if first == len(self.steps) or state.step < len(self.steps):
             return state, None
         return state, self.evaluate(state)
 
-    def _accumulate(self, step: Step, batches, stop: StopRequest) -> StepResult | None:
-        """Forward and backward over the step's micro-batches; None if asked to stop in between."""
+    def _feed(self, first: int) -> Iterator[Batch]:
+        places = [(step, index) for step in self.steps[first:] for index in range(len(step.micro_batches))]
+        return feed(self.stream, self.attention_of, places, self.device)
+
+    def _warm_up(self, first: int) -> None:
+        """A micro-batch of every shape to come, forward and backward, and an optimizer step that changes nothing."""
+        start = time.perf_counter()
+        shapes = {(step.seq_len, step.micro_batches): index for index, step in enumerate(self.steps) if index >= first}
+        for index in shapes.values():
+            self._within_memory(index, lambda index=index: self._try_shape(self.steps[index]))
+        self.warm_up_seconds = time.perf_counter() - start
+        self._event(first, f"warmed up in {self.warm_up_seconds:.1f} s: {len(shapes)} shapes")
+
+    def _try_shape(self, step: Step) -> None:
+        counts = {count: index for index, count in enumerate(step.micro_batches)}
+        for batch in feed(self.stream, self.attention_of, [(step, place) for place in counts.values()], self.device):
+            add_gradient(self.model, batch, step.tokens)
+        nothing = torch.full((), math.nan, device=self.device)
+        update(self.model, self.optimizers, step, nothing, 0).read()
+        self.model.zero_grad()
+
+    def _take(self, index: int, stop: StopRequest) -> Found | None:
+        """The optimizer step `index` of the plan; None if asked to stop before it was taken."""
+        nats, num_bytes = self._within_memory(index, lambda: self._accumulate(self.steps[index], stop))
+        if nats is None:
+            return None
+        return update(self.model, self.optimizers, self.steps[index], nats, num_bytes)
+
+    def _accumulate(self, step: Step, stop: StopRequest) -> tuple[torch.Tensor | None, int]:
+        """The gradient of the step's micro-batches, their nats and bytes; None if asked to stop in between."""
         self.model.zero_grad()
         nats = torch.zeros((), device=self.device)
         tokens = num_bytes = 0
         for sequences in step.micro_batches:
             if stop.signal is not None:
-                return None
-            batch = next(batches)
-            assert len(batch.tokens) == sequences * step.seq_len
-            packed, targets = to_device(batch, self.device)
-            loss = self.model(packed, targets)
-            (loss / step.tokens).backward()
-            nats += loss.detach()
-            tokens += len(batch.tokens)
+                return None, 0
+            batch = next(self._batches)
+            assert len(batch.targets) == sequences * step.seq_len
+            nats += add_gradient(self.model, batch, step.tokens)
+            tokens += len(batch.targets)
             num_bytes += batch.bytes
         assert tokens == step.tokens, f"step {step.index} saw {tokens} tokens and {step.tokens} were planned"
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), step.grad_clip)
-        return StepResult(nats.item(), grad_norm.item(), num_bytes)
+        return nats, num_bytes
 
-    def _update(self, step: Step, result: StepResult, state: TrainState) -> TrainState:
-        """Take the optimizer step, or skip it if it is not finite; either way the data has moved on."""
-        bad = not result.finite
-        if not bad:
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = step.lr * group["lr_scale"]
-                optimizer.step()
-        return replace(
+    def _within_memory(self, index: int, attempt: Callable):
+        """What `attempt` returns; each time that memory runs out, the micro-batches from step `index` on are halved."""
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError:
+                pass  # what the failed attempt held is free only when the handler is left
+            self._halve(index)
+
+    def _halve(self, index: int) -> None:
+        self.model.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        step = self.steps[index]
+        largest = max(step.micro_batches) * step.seq_len
+        if largest == step.seq_len:
+            raise UserError(
+                f"out of memory at step {index + 1} with a single sequence of {step.seq_len} tokens; "
+                f"set hardware.recompute=1, lower curriculum.max_seq_len, or take a smaller model"
+            )
+        self.steps = [*self.steps[:index], *in_micro_batches_of(self.steps[index:], largest // 2)]
+        self._batches = self._feed(index)
+        self._event(
+            index + 1,
+            f"out of memory with {largest} tokens a micro-batch: at most {max(largest // 2, step.seq_len)} from here, "
+            "with more accumulation",
+        )
+
+    def _settle(self, step: Step, found: Found, state: TrainState, began: float) -> TrainState:
+        """Wait for a step that was taken, record it, and count it; one that was not finite has moved the data on."""
+        nats, grad_norm = found.read()
+        bad = not (math.isfinite(nats) and math.isfinite(grad_norm))
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        state = replace(
             state,
             step=step.index + 1,
             tokens=state.tokens + step.tokens,
-            bytes=state.bytes + result.bytes,
+            bytes=state.bytes + found.bytes,
+            seconds=now - began,
             bad_steps=state.bad_steps + bad,
             bad_in_a_row=state.bad_in_a_row + 1 if bad else 0,
         )
+        self._log(step, found, nats, grad_norm, state, seconds)
+        if bad:
+            self._event(state.step, "loss or gradient not finite, step skipped")
+        if graphs_compiled() > self._graphs:
+            self._graphs = graphs_compiled()
+            self._event(state.step, "torch.compile made a new graph after the warm-up; that costs time")
+        if state.bad_in_a_row >= self.max_bad_steps:
+            raise UserError(
+                f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
+                f"up to step {state.step}; lower optimizer.lr or look at the data; earlier checkpoints are intact"
+            )
+        return state
 
-    def _log(self, step: Step, result: StepResult, state: TrainState, seconds: float) -> None:
+    def _log(self, step: Step, found: Found, nats: float, grad_norm: float, state: TrainState, seconds: float) -> None:
         speed = step.tokens / seconds
         self.tracker.log(
             TrainRow(
@@ -153,25 +215,20 @@ class Trainer:
                 seq_len=step.seq_len,
                 tokens=state.tokens,
                 bytes=state.bytes,
-                loss=result.nats / step.tokens,
-                bits_per_byte=result.nats / math.log(2) / max(1, result.bytes),
+                loss=nats / step.tokens,
+                bits_per_byte=nats / math.log(2) / max(1, found.bytes),
                 lr=step.lr,
-                grad_norm=result.grad_norm,
+                grad_norm=grad_norm,
                 tokens_per_second=speed,
-                bytes_per_second=result.bytes / seconds,
+                bytes_per_second=found.bytes / seconds,
                 mfu=speed * self.flops_per_token(step.seq_len) / self.peak_flops,
                 memory_gb=hardware.memory_in_use(self.device),
                 seconds=state.seconds,
             )
         )
-        if not result.finite:
-            self.tracker.log(
-                EventRow(
-                    kind="event",
-                    step=state.step,
-                    message="loss or gradient not finite, step skipped",
-                )
-            )
+
+    def _event(self, step: int, message: str) -> None:
+        self.tracker.log(EventRow(kind="event", step=step, message=message))
 
     def evaluate(self, state: TrainState) -> Score:
         """Score the model on the held-out text and record it."""
@@ -188,17 +245,11 @@ class Trainer:
                 seconds=state.seconds,
             )
         )
+        self._graphs = graphs_compiled()  # rows of other lengths may have needed graphs of their own
+        self._mark = time.perf_counter()
         return score
 
     def _save(self, state: TrainState) -> None:
         if state.step > 0:
             checkpoint.save(self.checkpoint_folder, state, self.model, self.optimizers, self.checkpoint.keep)
-
-
-def to_device(batch: MicroBatch, device: torch.device) -> tuple[Packed, torch.Tensor]:
-    """A micro-batch as the model takes it, and its targets."""
-    tokens, positions, targets = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (batch.tokens, batch.positions, batch.targets)
-    )
-    return Packed(tokens, positions, layout(batch.segment_starts, len(batch.tokens), batch.seq_len, device)), targets
+        self._mark = time.perf_counter()

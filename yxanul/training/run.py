@@ -8,7 +8,7 @@ import platform
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.files import atomic_path, locked, write_json
+from yxanul.kernels import attention_of
 from yxanul.model import count
 from yxanul.model.sample import sample
 from yxanul.model.transformer import Transformer
@@ -47,6 +48,7 @@ from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
 from yxanul.training.loop import Trainer
+from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -110,9 +112,8 @@ def _train(config: Config, folder: Path, console: Console) -> int:
     text = read_text(config, console)
     _say_epochs(plan, text.corpus, console)
 
-    model = Transformer(config.model, config.tokenizer.vocab_size, precision.linear, precision.dtype)
-    model.initialize(config.model.init_std, torch.Generator().manual_seed(config.seed))
-    model.to(device)
+    model = build_model(config, plan, precision, device)
+    attention = attention_of(plan.kernels, device, precision.dtype)
     optimizers = build_optimizers(model, config.optimizer)
     state = _resume(config, folder, plan, model, optimizers, device, text, console)
     with atomic_path(folder / "config.yaml") as path:
@@ -125,15 +126,17 @@ def _train(config: Config, folder: Path, console: Console) -> int:
         stream=Stream(text.corpus, config.seed, text.tokenizer.byte_lengths),
         steps=plan.steps,
         device=device,
+        attention_of=attention,
         tracker=tracker,
         checkpoint_folder=folder / "checkpoints",
         checkpoint=config.checkpoint,
         evaluate_every=config.evaluate.every,
-        score=lambda: evaluate(model, text.held_out, device),
+        score=lambda: evaluate(model, text.held_out, device, attention(text.held_out.context)),
         eval_bytes=text.held_out.bytes,
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
         peak_flops=plan.peak_flops,
         max_bad_steps=config.train.max_bad_steps,
+        warm=plan.kernels.compiled or device.type == "cuda",
     )
     result = None
     try:
@@ -141,7 +144,7 @@ def _train(config: Config, folder: Path, console: Console) -> int:
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
             score = score or _late_score(trainer, state, folder)
-            result = _finish(config, folder, plan, text, model, state, score)
+            result = _finish(config, folder, plan, text, trainer, state, score)
     finally:
         tracker.close(result)
     if result is None:
@@ -261,14 +264,14 @@ def _finish(
     folder: Path,
     plan: RunPlan,
     text: Text,
-    model: Transformer,
+    trainer: Trainer,
     state: TrainState,
     score: Score,
 ) -> dict:
     """Generate the samples and write result.json; its presence says that the run is finished."""
     generator = torch.Generator().manual_seed(config.seed)
     ids = sample(
-        model,
+        trainer.model,
         text.prompts,
         config.evaluate.sample_tokens,
         config.model.max_seq_len,
@@ -294,9 +297,11 @@ def _finish(
         "steps": state.step,
         "skipped_steps": state.bad_steps,
         "seconds": state.seconds,
+        "warm_up_seconds": trainer.warm_up_seconds,
         "tokens_per_second": state.tokens / state.seconds,
         "parameters": plan.parameters,
         "computes": plan.computes,
+        "kernels": asdict(plan.kernels),
         "device": plan.device,
         "peak_flops": plan.peak_flops,
         "versions": {

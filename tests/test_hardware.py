@@ -1,7 +1,10 @@
 """Choosing the device and how much to give it at once."""
 
 import itertools
+import platform
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,3 +114,21 @@ def test_a_gpu_is_measured_and_described():
     assert hardware.memory_bytes(config(memory_gb=None), CUDA) > 2**30
     assert hardware.describe(CUDA) == torch.cuda.get_device_name()
     assert hardware.memory_in_use(CUDA) > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    """In a process of its own: with it, the same tensors again touch hardly a page that was not there before."""
+    program = (
+        "import resource, sys, torch; from yxanul import hardware\n"
+        "if sys.argv[1] == 'kept': hardware.keep_freed_memory(torch.device('cpu'))\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use(): return [torch.ones(2**22) for _ in range(8)]\n"  # 16 MiB each
+        "use(); before = faults(); use(); print(faults() - before)"
+    )
+    pages = 8 * 2**24 / 4096
+    fresh, kept = (
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
+        for how in ("fresh", "kept")
+    )
+    assert kept < 0.2 * pages and fresh > 0.5 * pages

@@ -35,9 +35,6 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] 
     Returns the exit status: what the task returned, or 1 after a line on stderr for an error that the user
     can mend. With `--multirun` it is the worst status of the jobs.
     """
-    # Huge pages for torch's tensors on a CPU, where freshly mapped ones cost a quarter of a training step; torch reads
-    # this at its first allocation.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     schema.register()
     OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -49,6 +49,7 @@ def test_value_and_gradients_equal_cross_entropy(monkeypatch, tokens_a_chunk, up
     """Whether a chunk is less than a token, divides the tokens, leaves a remainder, or holds them all."""
     tokens, vocab = 25, 300
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", int(4 * vocab * tokens_a_chunk))
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 1)
     hidden, weight, targets = inputs(tokens, vocab, 16)
     total = summed_cross_entropy(hidden, weight, targets)
     (total * upstream).backward()
@@ -65,6 +66,7 @@ def test_value_and_gradients_equal_cross_entropy(monkeypatch, tokens_a_chunk, up
 def test_a_vocabulary_of_200064_at_rank_128(monkeypatch, dtype, loss_error, gradient_error):
     """The reference model's head, in chunks of 25, 25 and 14 tokens."""
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", 4 * VOCAB * 25)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 1)
     hidden, weight, targets = inputs(64, VOCAB, RANK, dtype, scale=0.3)
     total = summed_cross_entropy(hidden, weight, targets)
     total.backward()
@@ -96,6 +98,7 @@ def test_both_ways_to_the_gradient_are_right(gradient_of):
 def test_bf16_inputs_stay_close(monkeypatch):
     """Products in bf16, everything else in float32: a loss accumulated in bf16 would be percents off."""
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", 4 * 1000 * 10)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 1)
     hidden, weight, targets = inputs(400, 1000, 32, torch.bfloat16)
     total = summed_cross_entropy(hidden, weight, targets)
     total.backward()
@@ -137,6 +140,7 @@ def test_no_tensor_is_larger_than_a_chunk(monkeypatch, function, dtype):
     tokens, vocab = 500, 1000
     chunk = 4 * vocab * tokens // 50
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", chunk)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 1)
     hidden, weight, targets = inputs(tokens, vocab, 4, dtype)
     with LargestTensor() as largest:
         total = function(hidden, weight, targets).sum()

@@ -112,6 +112,7 @@ def measure(
         UserError: a composition cannot run on this device.
     """
     device = hardware.select_device(next(iter(compositions.values())).hardware.device)
+    hardware.keep_freed_memory(device)
     report("build the models")
     subjects = [Subject(name, config, folder) for name, config in compositions.items()]
     report("ceilings of the machine")

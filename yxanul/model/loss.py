@@ -13,18 +13,25 @@ from torch import Tensor
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What `summed_cross_entropy` is: (hidden, weight, targets) -> summed negative log-likelihood."""
 
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-"""Float32 logits in one chunk, by type of device; large enough for full-speed matrix products.
+CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
+"""Float32 logits in one chunk, by type of device.
 
 At most two such buffers live at once: on CUDA the logits and their softmax, on a CPU the logits, overwritten in
 place, and in bf16 half of one for the product before and the gradient after. Chunks are larger on CUDA because
-each reads and writes the weight's whole gradient.
+each reads and writes the weight's whole gradient; on a CPU the allocator keeps blocks of this size for the next.
 """
+
+CHUNK_TOKENS = 128
+"""However large the vocabulary, a chunk has so many tokens: enough for full-speed matrix products."""
+
+
+def chunk_tokens(device: str, vocab_rows: int) -> int:
+    """How many tokens' logits over `vocab_rows` entries are held at once on a type of device."""
+    return max(CHUNK_TOKENS, CHUNK_BYTES[device] // (4 * vocab_rows))
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    num_tokens = len(hidden)
-    size = max(1, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
+    num_tokens, size = len(hidden), chunk_tokens(hidden.device.type, len(weight))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 

@@ -10,7 +10,7 @@ from yxanul.config import Config, Dtype, FeedForward, ModelConfig, Norm, Positio
 from yxanul.model.attention import TILE
 from yxanul.model.count import layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
-from yxanul.model.loss import CHUNK_BYTES
+from yxanul.model.loss import chunk_tokens
 from yxanul.model.transformer import recomputes
 
 FLOAT = 4
@@ -204,7 +204,7 @@ class _MicroBatch:
         gradient by way of a float32 copy.
         """
         vocab = padded_vocab(self.config.tokenizer.vocab_size)
-        logits = FLOAT * vocab * min(self.tokens, max(1, CHUNK_BYTES[self.device] // (FLOAT * vocab)))
+        logits = FLOAT * vocab * min(self.tokens, chunk_tokens(self.device, vocab))
         if self.device == "cuda":
             return 2 * logits
         if self.dtype is Dtype.fp32:

@@ -106,6 +106,7 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
 
 def _train(config: Config, folder: Path, console: Console) -> int:
     device = hardware.select_device(config.hardware.device)
+    hardware.keep_freed_memory(device)
     precision = build_precision(config.precision, device)
     plan = make_plan(config, device, precision)
     console.print(plan_table(plan))

@@ -45,8 +45,8 @@ from yxanul.training.loop import Trainer
 from yxanul.training.run import read_text
 from yxanul.training.signals import StopRequest
 
-LENGTHS = (8, 32, 128, 256, 512)
-TOKENS, STEPS, ROUNDS = 2048, 3, 5
+LENGTHS = (8, 64, 256, 512)
+TOKENS, STEPS, ROUNDS = 2048, 6, 5
 
 
 class PlainBlock(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from yxanul.config import Dtype, FeedForward, MuonConfig, Norm, OptimizerConfig, Positions, PrecisionConfig
+from yxanul.model import transformer
 from yxanul.model.attention import sdpa
-from yxanul.model.transformer import LayerNorm, Packed, RMSNorm, Transformer, rotate
+from yxanul.model.transformer import LayerNorm, Packed, RMSNorm, Transformer, recomputes, rotate
 from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
 
@@ -259,6 +260,43 @@ def one_step(model, device, tokens, targets, optimizer):
     for each in build_optimizers(model, optimizer):
         each.step()
     return before.item() / len(tokens), model(packed, targets).item() / len(tokens), gradients
+
+
+@VARIANTS
+@pytest.mark.parametrize("how", ["recomputed", "half recomputed", "memory is dear"])
+def test_what_is_computed_again_gives_the_same_gradient_and_keeps_less(
+    model_config, build_model, monkeypatch, variant, how
+):
+    """To the last bit; what autograd keeps is counted by its storages."""
+    config = model_config(**variant, num_layers=4)
+    tokens = random_ids(96)
+
+    def train(model):
+        kept = {}
+
+        def pack_hook(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
+            loss = model(pack(tokens, 16), tokens.roll(-1))
+        loss.backward()
+        return sum(kept.values()), [parameter.grad for parameter in model.parameters()]
+
+    plain, expected = train(build_model(config))
+    again = build_model(config)
+    share = {"recomputed": 1.0, "half recomputed": 0.5, "memory is dear": 0.0}[how]
+    for layer, block in enumerate(again.blocks):
+        block.recompute = recomputes(share, layer)
+    monkeypatch.setattr(transformer, "memory_is_dear", lambda x: how == "memory is dear")
+    kept, found = train(again)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert kept < 0.95 * plain
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (1, list(range(8)))])
+def test_layers_that_compute_again_are_evenly_spread(share, expected):
+    assert [layer for layer in range(8) if recomputes(share, layer)] == expected
 
 
 @pytest.mark.gpu

@@ -15,6 +15,9 @@ from yxanul.model.transformer import Transformer
 
 def compile_layers(model: Transformer) -> None:
     """Let torch.compile make the graphs of all layers, at their first calls."""
+    # All models of a process share these functions' graphs, and each needs a few: with and without gradients, with and
+    # without recomputation.
+    torch._dynamo.config.recompile_limit = 64
     for block in model.blocks:
         block.before = torch.compile(block.before, fullgraph=True, dynamic=True)
         block.after = torch.compile(block.after, fullgraph=True, dynamic=True)

@@ -21,6 +21,8 @@ place, and in bf16 half of one for the product before and the gradient after. Ch
 each reads and writes the weight's whole gradient; on a CPU the allocator keeps blocks of this size for the next.
 """
 
+SLICE_BYTES = 16 * 2**20
+
 CHUNK_TOKENS = 128
 """However large the vocabulary, a chunk has so many tokens: enough for full-speed matrix products."""
 
@@ -71,14 +73,22 @@ def _in_place_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tu
     return loss, gradient.to(dtype)
 
 
+def slice_rows(columns: int) -> int:
+    """Rows of a float32 matrix with so many columns that are added to at once on a CPU."""
+    return max(1, SLICE_BYTES // (4 * columns))
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, where `total` is float32 and the factors may be bf16."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total += left @ right
+    else:  # by slices, whose products a CPU's allocator keeps
+        for rows, factor in zip(
+            total.split(slice_rows(total.size(1))), left.split(slice_rows(total.size(1))), strict=True
+        ):
+            rows += factor @ right
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> Tensor:

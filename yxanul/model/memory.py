@@ -10,7 +10,7 @@ from yxanul.config import Config, Dtype, FeedForward, ModelConfig, Norm, Positio
 from yxanul.model.attention import TILE
 from yxanul.model.count import layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
-from yxanul.model.loss import chunk_tokens
+from yxanul.model.loss import chunk_tokens, slice_rows
 from yxanul.model.transformer import recomputes
 
 FLOAT = 4
@@ -200,7 +200,7 @@ class _MicroBatch:
         """The buffers of one chunk of logits.
 
         On a GPU the logits and their softmax. On a CPU the logits alone, overwritten; in bf16 also the product
-        before them, or later their gradient beside a product of the table's size that is added to its float32
+        before them, or later their gradient beside a slice of the product that is added to the table's float32
         gradient by way of a float32 copy.
         """
         vocab = padded_vocab(self.config.tokenizer.vocab_size)
@@ -209,7 +209,8 @@ class _MicroBatch:
             return 2 * logits
         if self.dtype is Dtype.fp32:
             return logits
-        return max(logits + logits // 2, logits // 2 + (2 + FLOAT) * self.table)
+        added = min(self.table, slice_rows(self.rank) * self.rank)
+        return max(logits + logits // 2, logits // 2 + (2 + FLOAT) * added)
 
     def backward_bytes(self) -> int:
         """In the backward: at its start and in the last layer all is still kept; at its end nothing.

@@ -6,12 +6,15 @@ It is the reference: it runs on every device, and the kernels of `fused_loss` ar
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What `summed_cross_entropy` is: (hidden, weight, targets) -> summed negative log-likelihood."""
+
+Scratch = tuple[Tensor, Tensor]
 
 CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
 """Float32 logits in one chunk, by type of device.
@@ -45,7 +48,13 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fused_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `_in_place_gradient`; two passes over the logits, where a softmax is one kernel and memory cheap to get."""
+    """Float32 logits (tokens, vocabulary) -> the summed loss, float32, and its gradient by them in `dtype`.
+
+    Two passes over the logits, where a softmax is one kernel and memory cheap to get.
+
+    Args:
+        target: (tokens, 1) int64.
+    """
     log_probabilities = logits.log_softmax(1)
     del logits
     of_target = log_probabilities.gather(1, target)
@@ -54,23 +63,18 @@ def _fused_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple
     return -of_target.sum(), gradient
 
 
-def _in_place_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Float32 logits (tokens, vocabulary), overwritten -> the summed loss, float32, and its gradient by them.
+def _in_place_gradient(logits: Tensor, target: Tensor) -> Tensor:
+    """The summed loss; the logits become its gradient by them.
 
     More passes than `_fused_gradient`, and faster on a CPU, where pages that nobody used yet cost more than a pass.
-
-    Args:
-        target: (tokens, 1) int64.
-        dtype: of the gradient.
     """
     largest = logits.amax(1, keepdim=True)
     loss = (largest - logits.gather(1, target)).sum()
     exponents = logits.sub_(largest).exp_()
     partition = exponents.sum(1, keepdim=True)
     loss += partition.log().sum()
-    gradient = exponents.div_(partition)
-    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-    return loss, gradient.to(dtype)
+    exponents.div_(partition).scatter_add_(1, target, exponents.new_full(target.shape, -1.0))
+    return loss
 
 
 def slice_rows(columns: int) -> int:
@@ -78,29 +82,42 @@ def slice_rows(columns: int) -> int:
     return max(1, SLICE_BYTES // (4 * columns))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, where `total` is float32 and the factors may be bf16."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:  # by slices, whose products a CPU's allocator keeps
-        for rows, factor in zip(
-            total.split(slice_rows(total.size(1))), left.split(slice_rows(total.size(1))), strict=True
-        ):
-            rows += factor @ right
-
-
-def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> Tensor:
+def _cuda_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> Tensor:
     """The summed loss of one chunk; writes its `grad_hidden` and adds to `grad_weight`.
 
     A function of its own so that all its buffers are gone before the next chunk makes new ones.
     """
-    gradient_of = _fused_gradient if hidden.is_cuda else _in_place_gradient
-    loss, gradient = gradient_of(_logits(hidden, weight), targets.unsqueeze(1), hidden.dtype)
+    loss, gradient = _fused_gradient(_logits(hidden, weight), targets.unsqueeze(1), hidden.dtype)
     torch.mm(gradient, weight, out=grad_hidden)
-    _add_product(grad_weight, gradient.T, hidden)
+    if hidden.dtype == torch.float32:
+        grad_weight.addmm_(gradient.T, hidden)
+    else:
+        torch.addmm(grad_weight, gradient.T, hidden, out_dtype=torch.float32, out=grad_weight)
     return loss
+
+
+def _cpu_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor, scratch: Scratch
+) -> Tensor:
+    """As `_cuda_loss`, in the two buffers of `scratch` and, in bf16, by slices of the weight's gradient."""
+    product, logits = (buffer[: len(hidden)] for buffer in scratch)
+    logits.copy_(torch.mm(hidden, weight.T, out=product))
+    loss = _in_place_gradient(logits, targets.unsqueeze(1))
+    torch.mm(product.copy_(logits), weight, out=grad_hidden)
+    if hidden.dtype == torch.float32:
+        grad_weight.addmm_(product.T, hidden)
+    else:
+        rows = slice_rows(weight.size(1))
+        for total, gradient in zip(grad_weight.split(rows), product.T.split(rows), strict=True):
+            total += gradient @ hidden
+    return loss
+
+
+def _scratch(hidden: Tensor, weight: Tensor) -> Scratch:
+    """For the logits of a chunk in the dtype of their factors and in float32: one buffer where that is the same."""
+    shape = min(len(hidden), chunk_tokens("cpu", len(weight))), len(weight)
+    product = hidden.new_empty(shape)
+    return product, product if product.dtype == torch.float32 else torch.empty(shape)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -109,8 +126,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        loss = _cuda_loss if hidden.is_cuda else partial(_cpu_loss, scratch=_scratch(hidden, weight))
         for chunk in _chunks(hidden, weight):
-            total += _chunk_loss(hidden[chunk], weight, targets[chunk], grad_hidden[chunk], grad_weight)
+            total += loss(hidden[chunk], weight, targets[chunk], grad_hidden[chunk], grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 

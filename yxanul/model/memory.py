@@ -200,8 +200,8 @@ class _MicroBatch:
         """The buffers of one chunk of logits.
 
         On a GPU the logits and their softmax. On a CPU the logits alone, overwritten; in bf16 also the product
-        before them, or later their gradient beside a slice of the product that is added to the table's float32
-        gradient by way of a float32 copy.
+        before them, and a slice of the product that is added to the table's float32 gradient by way of a float32
+        copy.
         """
         vocab = padded_vocab(self.config.tokenizer.vocab_size)
         logits = FLOAT * vocab * min(self.tokens, chunk_tokens(self.device, vocab))
@@ -210,7 +210,7 @@ class _MicroBatch:
         if self.dtype is Dtype.fp32:
             return logits
         added = min(self.table, slice_rows(self.rank) * self.rank)
-        return max(logits + logits // 2, logits // 2 + (2 + FLOAT) * added)
+        return logits + logits // 2 + (2 + FLOAT) * added
 
     def backward_bytes(self) -> int:
         """In the backward: at its start and in the last layer all is still kept; at its end nothing.

@@ -61,7 +61,8 @@ class Case:
 
 CASES = {
     **{f"{dtype.value}, length {n}": Case(seq_len=n, precision=dtype.value) for dtype in Dtype for n in (8, 96, 512)},
-    **{f"products, length {n}": Case(seq_len=n, precision="bf16", attention="bmm") for n in (8, 96, 256)},
+    **{f"products, length {n}": Case(seq_len=n, precision="bf16", attention="bmm") for n in (8, 96, 256, 600)},
+    "products, one long sequence": Case(seq_len=2048, tokens=2048, precision="bf16", attention="bmm"),
     "one long sequence": Case(seq_len=2048, tokens=2048),
     "adamw": Case(optimizer="adamw"),
     "without qk-norm": Case((*SMALL, "model.qk_norm=false"), precision="bf16"),

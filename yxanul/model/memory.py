@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from yxanul.config import Config, Dtype, FeedForward, ModelConfig, Norm, Positions
-from yxanul.model.attention import TILE
+from yxanul.model.attention import TILE, keys_held
 from yxanul.model.count import layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
 from yxanul.model.loss import chunk_tokens, slice_rows
@@ -142,11 +142,12 @@ class _MicroBatch:
 
         On a CPU they are copies; long segments are put together again into the row, and short ones have a mask,
         made numbers of the queries' dtype, of TILE places a token. One formula serves all lengths: the larger.
-        Batched products keep their tiles' softmax for every head, and a mask.
+        Batched products keep their tiles' softmax for every head, and a mask; blocks are put together again.
         """
         output = self.hidden_bytes + FLOAT * self.model.num_heads
         if self.tile:
-            return self.qkv_bytes + self.hidden_bytes + (self.width * self.model.num_heads + 1) * self.tile
+            shares = self.width * self.model.num_heads * keys_held(self.tile)
+            return self.qkv_bytes + self.hidden_bytes + shares + self.tile
         if self.device == "cpu":
             return self.qkv_bytes + output + max(self.hidden_bytes, self.width * TILE)
         turned = self.model.qk_norm or self.model.positions is Positions.rotary

@@ -7,7 +7,8 @@ plain     as one writes it first: separate projections, the embedding's full log
           cut to the length and padded to it; only real tokens count
 by hand   as one writes it well: joint projections, (batch, length) tensors packed full, one causal kernel call,
           fused AdamW; still full logits
-yxanul    the trainer as the command runs it: stream, packed rows, document ends, chunked loss, metrics, and memory kept
+yxanul    the trainer as the command runs it: stream, packed rows, document ends, chunked loss, metrics, memory kept,
+          and with hardware.compile=true compiled (the first step, which compiles, is far from the median)
 
 Prints tokens/s of each at several sequence lengths, and the ratios (medians of the rounds' ratios).
 """
@@ -33,13 +34,14 @@ from torch import nn
 from yxanul import config, hardware
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
-from yxanul.kernels import attention_of
+from yxanul.kernels import attention_of, compiles
 from yxanul.model.transformer import RMSNorm, Transformer, rotate
 from yxanul.optim.build import build_optimizers
 from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.tracking import Record, Tracker, read_rows
 from yxanul.training.checkpoint import TrainState
+from yxanul.training.compilation import compile_layers
 from yxanul.training.evaluation import Score
 from yxanul.training.loop import Trainer
 from yxanul.training.run import read_text
@@ -207,6 +209,8 @@ def serve(kind: str, overrides: list[str], pipe: Connection) -> None:
     stream = Stream(text.corpus, settings.seed, text.tokenizer.byte_lengths)
     if kind == "yxanul":
         hardware.keep_freed_memory(torch.device("cpu"))
+        if compiles(settings.hardware, torch.device("cpu")):
+            compile_layers(model)
     while length := pipe.recv():
         if kind == "yxanul":
             pipe.send(trainer_speed(model, optimizers, length, stream, settings))

@@ -143,6 +143,12 @@ def compose():
 
 
 @pytest.fixture(scope="session")
+def precision_of(compose):
+    """The configuration of a precision by name: `precision_of("bf16")`."""
+    return lambda name: compose(f"precision={name}").precision
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """Overrides of a run of a second: a tiny model of a few modules, two dozen steps over most stages."""
     folder = tmp_path_factory.mktemp("text")

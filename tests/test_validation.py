@@ -8,7 +8,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from yxanul.config import Config, DataKind, MuonConfig, Positions, ScheduleKind, Stage, TokenizerKind
+from yxanul.config import (
+    Backend,
+    Config,
+    DataKind,
+    Dtype,
+    MuonConfig,
+    Positions,
+    Recipe,
+    ScheduleKind,
+    Stage,
+    TokenizerKind,
+)
 from yxanul.errors import ConfigError, UserError
 from yxanul.validation import validate
 
@@ -73,7 +84,8 @@ POSITIVE = {
     ],
     "tokenizer": ["vocab_size", "transition", "train_bytes", "bytes_per_token"],
     "curriculum": ["max_step_tokens", "max_seq_len"],
-    "hardware": ["memory_gb", "utilization"],
+    "hardware": ["memory_gb", "utilization", "compute_capability"],
+    "precision": ["watch_every", "max_saturation", "max_error"],
     "hardware.peak_tflops": ["fp32", "bf16"],
     "optimizer": ["lr", "eps"],
     "optimizer.muon": ["lr", "iterations"],
@@ -123,6 +135,15 @@ CASES = [
     ({"hardware.micro_batch": {"0": 1}}, "hardware.micro_batch.0=1", "0 is not a sequence length"),
     ({"hardware.micro_batch": {"-8": 1}}, "hardware.micro_batch.-8=1", "-8 is not a sequence length"),
     ({"hardware.micro_batch": {"²": 1}}, "hardware.micro_batch.²=1", "² is not a sequence length"),
+    ({"precision.select": "most"}, "precision.select=most", "must be all, timed, or a list of patterns"),
+    ({"precision.select": (1,)}, "precision.select=(1,)", "must be all, timed, or a list of patterns"),
+    ({"precision.start_step": -1}, "precision.start_step=-1", "not be negative"),
+    ({"precision.fp8": True, "precision.compute_dtype": Dtype.fp32}, "precision.fp8=True", "compute_dtype=bf16"),
+    (
+        {"precision.recipe": Recipe.delayed, "precision.backend": Backend.emulated},
+        "precision.recipe=delayed",
+        "Transformer Engine's alone",
+    ),
     ({"optimizer.betas": (0.9,)}, "optimizer.betas=[0.9]", "two numbers"),
     ({"optimizer.betas": (0.9, 1.0)}, "optimizer.betas=[0.9, 1.0]", "below 1"),
     ({"optimizer.betas": (-0.1, 0.9)}, "optimizer.betas=[-0.1, 0.9]", "at least 0"),

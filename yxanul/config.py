@@ -40,6 +40,27 @@ class Dtype(Enum):
     bf16 = "bf16"
 
 
+class Backend(Enum):
+    auto = "auto"
+    te = "te"
+    scaled_mm = "scaled_mm"
+    emulated = "emulated"
+
+
+class Recipe(Enum):
+    auto = "auto"
+    delayed = "delayed"
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
+    blockwise = "blockwise"
+    mxfp8 = "mxfp8"
+
+
+class Fallback(Enum):
+    bf16 = "bf16"
+    error = "error"
+
+
 class TokenizerKind(Enum):
     hub = "hub"
     superbpe = "superbpe"
@@ -114,7 +135,18 @@ class ModelConfig:
 class PrecisionConfig:
     """What the matrix products compute in; weights, optimizer state and loss are always float32."""
 
-    compute_dtype: Dtype
+    compute_dtype: Dtype  # of activations, and of every product that is not in FP8
+    fp8: bool  # the products of the layers' matrices in FP8, as far as the plan puts them there
+    backend: Backend  # auto: Transformer Engine, else torch's scaled_mm; on a CPU emulated
+    recipe: Recipe  # auto: by backend and GPU
+    power_of_two_scales: bool
+    select: Any  # which products: "all", "timed" (those that are faster), or a list of patterns
+    high_precision: List[str]  # patterns of layers that are left in compute_dtype, e.g. blocks.0.*, blocks.-1.*
+    start_step: int  # optimizer steps in compute_dtype before FP8 begins
+    fallback: Fallback  # where FP8 cannot run: go on in compute_dtype, or stop
+    watch_every: Optional[int]  # steps between looks at magnitudes and errors of FP8; null: never
+    max_saturation: float  # share of clamped values, and
+    max_error: float  # mean relative error of quantization, beyond which a layer goes back to compute_dtype
 
 
 @dataclass(frozen=True)
@@ -160,6 +192,7 @@ class PeakConfig:
 class HardwareConfig:
     device: Device
     memory_gb: Optional[float]  # GiB a run may fill; null: asked of the device
+    compute_capability: Optional[float]  # of a GPU, e.g. 9.0; null: asked of the device
     peak_tflops: PeakConfig
     utilization: float  # share of the peak that training is expected to reach; for predicted times only
     micro_batch: Any  # "auto", or sequence length -> sequences at once on a device or "auto"

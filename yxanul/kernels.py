@@ -37,17 +37,19 @@ class Kernels:
     compiled: bool
 
 
-def choose_kernels(config: Config, device: torch.device, dtype: torch.dtype, rows: Mapping[int, int]) -> Kernels:
+def choose_kernels(
+    config: Config, device: torch.device, dtype: torch.dtype, rows: Mapping[int, int], compiled: bool
+) -> Kernels:
     """The kernels of a run.
 
     Args:
         dtype: of the activations.
         rows: sequence length -> tokens of its micro-batches, for every length of the run.
+        compiled: whether the layers are.
 
     Raises:
         ConfigError: a kernel is named that cannot run here.
     """
-    compiled = compiles(config.hardware, device)
     attention, cross_entropy = config.attention.value, config.cross_entropy.value
     if device.type == "cuda" and not torch.cuda.is_available():
         return Kernels(dict.fromkeys(rows, attention), cross_entropy, compiled)

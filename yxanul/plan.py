@@ -20,7 +20,8 @@ def plan(config: Config) -> int:
     from yxanul.reporting.plan_table import plan_table
 
     device = hardware.planned_device(config.hardware.device)
-    Console().print(plan_table(make_plan(config, device, build_precision(config.precision, device))))
+    precision = build_precision(config.precision, device, config.hardware.compute_capability)
+    Console().print(plan_table(make_plan(config, device, precision)))
     return 0
 
 

@@ -4,19 +4,22 @@ Made from the configuration and the device alone; the training command makes the
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from yxanul import curriculum, hardware
-from yxanul.config import Config, Dtype
-from yxanul.errors import UserError
+from yxanul.config import Backend, Config, Dtype, to_plain
+from yxanul.errors import ConfigError, UserError
 from yxanul.kernels import Kernels, choose_kernels, compiles
 from yxanul.model import count
 from yxanul.model.attention import tile_tokens
 from yxanul.model.memory import training_bytes
 from yxanul.precision.linear import Precision
+from yxanul.precision.plan import PlannedProduct, plan_products, time_left
+from yxanul.precision.support import Choice
+from yxanul.precision.timing import timer
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class RunPlan:
         stages: those that get steps; `skipped` names (1-based) those too short to get one.
         parameters: of the model, and of them in the layers.
         kernels: what computes attention, head and loss, and whether compiled.
+        products: every matrix product of a training step and what it runs in.
+        fp8: what makes products in FP8, None if nothing does.
+        fp8_lost: why FP8 that was asked for does not run; None if it does or was not asked for.
         memory_limit: bytes of the device.
         peak_flops: FLOP/s that utilization is measured against.
     """
@@ -59,13 +65,21 @@ class RunPlan:
     layer_parameters: int
     computes: str
     kernels: Kernels
+    products: list[PlannedProduct]
+    fp8: Choice | None
+    fp8_lost: str | None
     device: str
     memory_limit: int
     peak_flops: float
 
+    @property
+    def emulated(self) -> bool:
+        """Whether FP8 is emulated: its numerics without its speed."""
+        return self.fp8 is not None and self.fp8.backend is Backend.emulated
+
     def record(self) -> dict:
         """The plan as plan.json holds it: figures by stage, and a fingerprint of all the steps."""
-        plain = asdict(self)
+        plain = to_plain(self)
         plain["fingerprint"] = hashlib.sha256(repr(self.steps).encode()).hexdigest()
         plain["steps"] = len(self.steps)
         plain["tokens"] = sum(step.tokens for step in self.steps)
@@ -80,18 +94,23 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
     """
     vocab = config.tokenizer.vocab_size
     dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
-    memory = partial(training_bytes, config, dtype, device.type, compiles(config.hardware, device))
+    compiled = _compiles(config, device, precision)
+    memory = partial(training_bytes, config, dtype, device.type, compiled)
     micro_batch = hardware.micro_batches(config.hardware, device, memory)
     try:
         steps = curriculum.plan(config.curriculum, config.train, config.schedule, config.optimizer.lr, micro_batch)
     except ValueError as error:
         raise UserError(str(error)) from error
-    peak = hardware.peak_flops(config.hardware, device, precision.dtype)
-    speed = peak * config.hardware.utilization
     rows: dict[int, int] = {}
+    tokens_of: dict[int, int] = {}
     for step in steps:
         rows[step.seq_len] = max(rows.get(step.seq_len, 0), max(step.micro_batches) * step.seq_len)
-    kernels = choose_kernels(config, device, precision.dtype, rows)
+        tokens_of[step.seq_len] = tokens_of.get(step.seq_len, 0) + step.tokens
+    kernels = choose_kernels(config, device, precision.dtype, rows, compiled)
+    timed = timer(config.precision, precision, device, compiled)
+    products = plan_products(config.precision, precision, config.model, vocab, rows, tokens_of, timed)
+    peak = hardware.peak_flops(config.hardware, device, precision.dtype)
+    speed = peak * config.hardware.utilization / time_left(products)
     stages = []
     for index, of_stage in curriculum.stage_steps(steps).items():
         first, tokens = of_stage[0], sum(step.tokens for step in of_stage)
@@ -126,7 +145,19 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
         layer_parameters=count.layer_parameters(config.model),
         computes=precision.computes,
         kernels=kernels,
+        products=products,
+        fp8=precision.fp8,
+        fp8_lost=precision.lost,
         device=hardware.describe(device),
         memory_limit=hardware.memory_bytes(config.hardware, device),
         peak_flops=peak,
     )
+
+
+def _compiles(config: Config, device: torch.device, precision: Precision) -> bool:
+    """Whether the layers are compiled; Transformer Engine's do not fit into a graph of torch.compile."""
+    if precision.fp8 is None or precision.fp8.backend is not Backend.te:
+        return compiles(config.hardware, device)
+    if config.hardware.compile is True:
+        raise ConfigError("hardware.compile", True, "precision.backend=te cannot be compiled; take scaled_mm")
+    return False

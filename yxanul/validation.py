@@ -9,13 +9,17 @@ from dataclasses import replace
 from operator import attrgetter
 
 from yxanul.config import (
+    Backend,
     Config,
     CurriculumConfig,
     DataConfig,
     DataKind,
+    Dtype,
     HardwareConfig,
     ModelConfig,
     Positions,
+    PrecisionConfig,
+    Recipe,
     ScheduleKind,
     TokenizerKind,
 )
@@ -30,6 +34,7 @@ def validate(config: Config) -> None:
     _curriculum(config.curriculum, config.model.max_seq_len)
     _micro_batches(config.hardware)
     _compute(config.hardware)
+    _precision(config.precision)
     _shares(config)
     _data(config.data)
 
@@ -47,9 +52,10 @@ def _positive(config: Config) -> None:
         + ("max_seq_len", "norm_eps", "rope_theta", "init_std"),
         "tokenizer": ("vocab_size", "transition", "train_bytes", "bytes_per_token"),
         "curriculum": ("max_step_tokens", "max_seq_len"),
-        "hardware": ("memory_gb", "utilization"),
         "data": ("expected_files", "workers", "parts"),
+        "hardware": ("memory_gb", "utilization", "compute_capability"),
         "hardware.peak_tflops": ("fp32", "bf16"),
+        "precision": ("watch_every", "max_saturation", "max_error"),
         "optimizer": ("lr", "eps"),
         "optimizer.muon": ("lr", "iterations"),
         "train": ("tokens", "steps", "max_bad_steps"),
@@ -190,6 +196,25 @@ def _compute(hardware: HardwareConfig) -> None:
         raise ConfigError("hardware.compile", hardware.compile, "must be auto, true or false")
     if not 0 <= hardware.recompute <= 1:
         raise ConfigError("hardware.recompute", hardware.recompute, "must be a share of the layers between 0 and 1")
+
+
+def _precision(precision: PrecisionConfig) -> None:
+    selected = precision.select
+    patterns = isinstance(selected, (list, tuple)) and all(isinstance(each, str) for each in selected)
+    if selected not in ("all", "timed") and not patterns:
+        raise ConfigError(
+            "precision.select", selected, "must be all, timed, or a list of patterns such as ['*.down', '*.gate_up']"
+        )
+    if precision.start_step < 0:
+        raise ConfigError("precision.start_step", precision.start_step, "must not be negative")
+    if precision.fp8 and precision.compute_dtype is Dtype.fp32:
+        raise ConfigError("precision.fp8", True, "needs precision.compute_dtype=bf16 for what is not in FP8")
+    if precision.recipe is Recipe.delayed and precision.backend in (Backend.scaled_mm, Backend.emulated):
+        raise ConfigError(
+            "precision.recipe",
+            "delayed",
+            f"is Transformer Engine's alone, and precision.backend={precision.backend.value}",
+        )
 
 
 def _shares(config: Config) -> None:

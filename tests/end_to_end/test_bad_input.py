@@ -125,6 +125,8 @@ def test_a_tokenizer_of_another_size(command, small_tokenizer):
         (("hardware.micro_batch.128=0",), "hardware.micro_batch.128=0"),
         (("train.tokens=10",), "train.tokens=10"),
         (("checkpoint.every=0",), "checkpoint.every=0"),
+        (("precision=fp8", "precision.fallback=error", "hardware=cpu"), "FP8 cannot run: a CPU has no FP8 units"),
+        (("precision=fp8", "precision.select=some"), "precision.select=some: must be all, timed, or a list"),
     ],
 )
 def test_combinations_that_cannot_work(command, tmp_path, overrides, says):

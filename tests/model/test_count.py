@@ -1,17 +1,17 @@
 """The arithmetic of the plan against models that are really built, run and watched."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from yxanul.config import Dtype, FeedForward, ModelConfig, Norm, Positions, PrecisionConfig
+from yxanul.config import FeedForward, ModelConfig, Norm, Positions
 from yxanul.model import count
 from yxanul.model.attention import Tiles, sdpa
 from yxanul.model.transformer import Packed, Transformer
-from yxanul.precision.linear import build_precision
 
-CPU = torch.device("cpu")
 LLAMA = {"embedding_rank": 12}
 GPT2 = {
     "norm": Norm.layernorm,
@@ -47,9 +47,8 @@ REFERENCE = ModelConfig(
 
 def on_meta(config, vocab):
     """The model without memory for its weights."""
-    precision = build_precision(PrecisionConfig(Dtype.fp32), CPU)
     with torch.device("meta"):
-        return Transformer(config, vocab, precision.linear, precision.dtype)
+        return Transformer(config, vocab, partial(torch.nn.Linear, bias=False), torch.float32)
 
 
 def numel(parameters):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yxanul.benchmarking.memory import peak_bytes
-from yxanul.config import Dtype, PrecisionConfig
+from yxanul.config import Dtype
 from yxanul.curriculum import Step
 from yxanul.model.attention import tile_tokens
 from yxanul.model.cuda_attention import attentions
@@ -62,8 +62,9 @@ class Case:
 CASES = {
     **{f"{dtype.value}, length {n}": Case(seq_len=n, precision=dtype.value) for dtype in Dtype for n in (8, 96, 512)},
     **{f"products, length {n}": Case(seq_len=n, precision="bf16", attention="bmm") for n in (8, 96, 256, 600)},
-    "products, one long sequence": Case(seq_len=2048, tokens=2048, precision="bf16", attention="bmm"),
     "one long sequence": Case(seq_len=2048, tokens=2048),
+    "products, one long sequence": Case(seq_len=2048, tokens=2048, precision="bf16", attention="bmm"),
+    "emulated fp8": Case(precision="fp8"),
     "adamw": Case(optimizer="adamw"),
     "without qk-norm": Case((*SMALL, "model.qk_norm=false"), precision="bf16"),
     "recomputed": Case((*SMALL, "hardware.recompute=1")),
@@ -160,9 +161,9 @@ def test_training_bytes_on_a_gpu(compose, recompute, optimizer, precision, compi
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("kind", [SMALL, PLAIN], ids=["llama", "gpt2"])
-def test_state_bytes_are_those_of_weights_gradients_and_moments(compose, kind, optimizer):
+def test_state_bytes_are_those_of_weights_gradients_and_moments(compose, precision_of, kind, optimizer):
     config = compose("model=nano", "tokenizer=bpe8k", f"optimizer={optimizer}", *kind)
-    precision = build_precision(PrecisionConfig(Dtype.fp32), CPU)
+    precision = build_precision(precision_of("fp32"), CPU)
     model = Transformer(config.model, 2048, precision.linear, precision.dtype)
     for parameter in model.parameters():
         parameter.data.zero_()

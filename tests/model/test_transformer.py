@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from yxanul.config import Dtype, FeedForward, MuonConfig, Norm, OptimizerConfig, Positions, PrecisionConfig
+from yxanul.config import FeedForward, MuonConfig, Norm, OptimizerConfig, Positions
 from yxanul.model import transformer
 from yxanul.model.attention import sdpa
 from yxanul.model.transformer import LayerNorm, Packed, RMSNorm, Transformer, recomputes, rotate
@@ -303,13 +303,13 @@ def test_layers_that_compute_again_are_evenly_spread(share, expected):
 @VARIANTS
 @pytest.mark.parametrize("muon", [None, MuonConfig(lr=0.02, momentum=0.95, weight_decay=0.0, iterations=5)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 4e-2)])
-def test_a_training_step_on_cuda_agrees_with_the_cpu(model_config, variant, muon, dtype, tolerance):
+def test_a_training_step_on_cuda_agrees_with_the_cpu(model_config, precision_of, variant, muon, dtype, tolerance):
     """The CPU computes in float32; loss, gradients and the loss after the step."""
     config = model_config(**variant)
     weights = None
     outcomes = []
-    for device, kind in ((CPU, Dtype.fp32), (torch.device("cuda"), Dtype(dtype))):
-        precision = build_precision(PrecisionConfig(kind), device)
+    for device, kind in ((CPU, "fp32"), (torch.device("cuda"), dtype)):
+        precision = build_precision(precision_of(kind), device)
         model = Transformer(config, 1000, precision.linear, precision.dtype)
         model.initialize(0.05, torch.Generator().manual_seed(0))
         weights = weights or model.state_dict()

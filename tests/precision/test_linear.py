@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from yxanul.config import Dtype, PrecisionConfig
 from yxanul.precision.linear import build_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -16,26 +15,26 @@ def cpu_units(monkeypatch):
 
 
 @pytest.fixture
-def bf16(cpu_units):
+def bf16(cpu_units, precision_of):
     cpu_units(avx512_bf16=True)
-    return build_precision(PrecisionConfig(Dtype.bf16), CPU)
+    return build_precision(precision_of("bf16"), CPU)
 
 
-def test_fp32_is_exact():
-    precision = build_precision(PrecisionConfig(Dtype.fp32), CPU)
+def test_fp32_is_exact(precision_of):
+    precision = build_precision(precision_of("fp32"), CPU)
     layer, x = precision.linear(6, 4), torch.randn(3, 6)
     assert (precision.dtype, precision.computes) == (torch.float32, "fp32")
     assert layer(x).dtype == torch.float32
     torch.testing.assert_close(layer(x), x @ layer.weight.T)
 
 
-@pytest.mark.parametrize("dtype", Dtype)
-def test_layers_have_one_float32_weight_out_by_in(cpu_units, dtype):
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp8"])
+def test_layers_have_one_float32_weight_out_by_in(cpu_units, precision_of, name):
     """As the model and the optimizers take for granted."""
     cpu_units(avx512_bf16=True)
-    layer = build_precision(PrecisionConfig(dtype), CPU).linear(6, 4)
-    ((name, weight),) = layer.named_parameters()
-    assert (name, tuple(weight.shape), weight.dtype) == ("weight", (4, 6), torch.float32)
+    layer = build_precision(precision_of(name), CPU).linear(6, 4)
+    ((parameter, weight),) = layer.named_parameters()
+    assert (parameter, tuple(weight.shape), weight.dtype) == ("weight", (4, 6), torch.float32)
 
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
@@ -67,17 +66,17 @@ def test_small_gradients_add_up_over_many_micro_batches(bf16):
 
 
 @pytest.mark.parametrize("units", [{}, {"avx512_bf16": False, "avx2": True}])
-def test_a_cpu_without_bf16_units_computes_in_float32_and_says_so(cpu_units, units):
+def test_a_cpu_without_bf16_units_computes_in_float32_and_says_so(cpu_units, precision_of, units):
     cpu_units(**units)
-    precision = build_precision(PrecisionConfig(Dtype.bf16), CPU)
+    precision = build_precision(precision_of("bf16"), CPU)
     assert precision.dtype == torch.float32
     assert precision.linear(6, 4)(torch.randn(3, 6)).dtype == torch.float32
     assert precision.computes == "fp32 (this CPU has no bf16 units)"
 
 
 @pytest.mark.parametrize(("device", "units"), [(CPU, {"avx512_bf16": True}), (CUDA, {})])
-def test_bf16_runs_where_the_device_has_it(cpu_units, device, units):
+def test_bf16_runs_where_the_device_has_it(cpu_units, precision_of, device, units):
     """A GPU does not ask the CPU."""
     cpu_units(**units)
-    precision = build_precision(PrecisionConfig(Dtype.bf16), device)
+    precision = build_precision(precision_of("bf16"), device)
     assert (precision.dtype, precision.computes) == (torch.bfloat16, "bf16")

@@ -26,23 +26,9 @@ from yxanul.precision.linear import build_precision
 from yxanul.tracking import Tracker, read_rows
 from yxanul.training import checkpoint
 from yxanul.training.evaluation import evaluate
-from yxanul.training.run import read_text, run_lock, train_run
-from yxanul.validation import validate
+from yxanul.training.run import read_text, run_lock
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="session")
-def run(compose, tiny_run):
-    """Runs the tiny run with further overrides in a folder; returns the exit status and what was printed."""
-
-    def start(folder: Path, *overrides: str) -> tuple[int, str]:
-        config = compose(*tiny_run, *overrides)
-        validate(config)
-        console = Console(file=io.StringIO(), width=200)
-        return train_run(config, folder, console), console.file.getvalue()
-
-    return start
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from yxanul.benchmarking.memory import peak_bytes
 from yxanul.config import Config
 from yxanul.curriculum import Step
 from yxanul.data.stream import Stream
+from yxanul.errors import UserError
 from yxanul.kernels import attention_of, attention_step, cross_entropy_of, cross_entropy_step
 from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
@@ -52,6 +53,9 @@ class Subject:
         name: what it is called in the results.
         folder: where the tokens that it reads are written.
 
+    Raises:
+        UserError: its FP8 would be emulated, or it cannot run on this device.
+
     Attributes:
         stages: the first step of every stage.
         warm_up_seconds: of `warm_up`, compilation included.
@@ -61,9 +65,13 @@ class Subject:
     def __init__(self, name: str, config: Config, folder: Path):
         self.name, self.config = name, config
         self.device = hardware.select_device(config.hardware.device)
-        precision = build_precision(config.precision, self.device)
+        precision = build_precision(config.precision, self.device, config.hardware.compute_capability)
         self.dtype = precision.dtype
         self.plan: RunPlan = make_plan(config, self.device, precision)
+        if self.plan.emulated:
+            raise UserError(
+                f"{name}: FP8 would be emulated here, which says nothing about speed; benchmark it on a GPU"
+            )
         self.model: Transformer = build_model(config, self.plan, precision, self.device)
         self.optimizers = build_optimizers(self.model, config.optimizer)
         vocab_size = config.tokenizer.vocab_size

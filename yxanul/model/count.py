@@ -7,17 +7,23 @@ from yxanul.config import FeedForward, ModelConfig, Positions
 from yxanul.model.embedding import padded_vocab
 
 
-def layer_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
-    """(out, in) of the matrices of one layer: queries, keys and values; output; and two of the feed-forward."""
+def layer_matrices(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of the matrices of one layer by name: of attention, then the two of the feed-forward."""
     hidden, wide = model.hidden_size, model.intermediate_size
     keys = model.num_kv_heads * (hidden // model.num_heads)
-    widened = 2 * wide if model.feed_forward is FeedForward.swiglu else wide  # gate and up are one matrix
-    return (hidden + 2 * keys, hidden), (hidden, hidden), (widened, hidden), (hidden, wide)
+    gated = model.feed_forward is FeedForward.swiglu
+    widening = {"feed_forward.gate_up": (2 * wide, hidden)} if gated else {"feed_forward.up": (wide, hidden)}
+    return {
+        "attention.qkv": (hidden + 2 * keys, hidden),
+        "attention.out": (hidden, hidden),
+        **widening,
+        "feed_forward.down": (hidden, wide),
+    }
 
 
 def layer_matrix_parameters(model: ModelConfig) -> int:
     """Weights of the matrix products of one layer."""
-    return sum(rows * columns for rows, columns in layer_matrices(model))
+    return sum(rows * columns for rows, columns in layer_matrices(model).values())
 
 
 def layer_parameters(model: ModelConfig) -> int:

@@ -52,7 +52,7 @@ def update_bytes(config: Config, device: str) -> int:
     """
     if config.optimizer.muon is None:
         return 0
-    stacks = Counter(layer_matrices(config.model))
+    stacks = Counter(layer_matrices(config.model).values())
 
     def needed(rows: int, columns: int) -> int:
         if device == "cuda":
@@ -171,7 +171,7 @@ class _MicroBatch:
         """All that one layer keeps, and in bf16 its matrices in bf16."""
         kept = self.norm_kept(self.compiled) + self.queries_keys_kept() + self.attention_kept()
         kept += self.hidden_bytes if recomputed else self.feed_forward_part_kept()
-        *attention, widened, narrowed = (rows * columns for rows, columns in layer_matrices(self.model))
+        *attention, widened, narrowed = (rows * columns for rows, columns in layer_matrices(self.model).values())
         matrices = sum(attention) if recomputed else sum(attention) + widened + narrowed
         return self.tokens * kept + (2 * matrices if self.dtype is Dtype.bf16 else 0)
 

@@ -1,17 +1,22 @@
-"""Which matrix product runs in what: the linear layers that the model is built from.
+"""What a run computes in: the factory of the linear layers that the model is built from.
 
-Weights are float32 (the optimizer's master copy); a bf16 layer casts them for its product and gives back
-float32 gradients, so accumulation over micro-batches stays in float32.
+Weights are float32 (the optimizer's master copy); a layer casts them for its products and gives back float32
+gradients, so accumulation over micro-batches stays in float32.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yxanul.config import Dtype, PrecisionConfig
+from yxanul.config import Backend, Dtype, PrecisionConfig
 from yxanul.model.transformer import LinearFactory
+from yxanul.precision.products import Fp8Linear, emulated, products, scaled_mm
+from yxanul.precision.support import Choice, choose, machine
 
 
 class BF16Linear(nn.Linear):
@@ -29,20 +34,68 @@ class Precision:
         linear: factory of the blocks' linear layers, (in features, out features) -> module.
         dtype: of activations, embedding and head.
         computes: what really runs, in words, for the plan and the record.
+        fp8: what makes products in FP8, None if nothing does.
+        around: makes the context that a forward runs in; None where it needs none.
+        lost: why FP8 that was asked for does not run; None if it does or was not asked for.
     """
 
     linear: LinearFactory
     dtype: torch.dtype
     computes: str
+    fp8: Choice | None = None
+    around: Callable[[], AbstractContextManager] | None = None
+    lost: str | None = None
 
 
-def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
-    """The precision of a run on this device; bf16 on a CPU without bf16 units computes in float32, and says so."""
+def build_precision(config: PrecisionConfig, device: torch.device, capability: float | None = None) -> Precision:
+    """The precision of a run on this device; what is computed otherwise than asked is said in words.
+
+    bf16 on a CPU without bf16 units computes in float32.
+
+    Args:
+        capability: of a GPU that is planned for and not here.
+
+    Raises:
+        ConfigError: FP8 cannot run and precision.fallback=error.
+    """
+    base = _without_fp8(config, device)
+    if not config.fp8:
+        return base
+    found = choose(config, machine(device, capability))
+    if isinstance(found, str):
+        return replace(base, lost=found)
+    of_fp8 = _transformer_engine if found.backend is Backend.te else _by_products
+    return replace(of_fp8(config, found, base.dtype), computes=f"{found} over {base.computes}")
+
+
+def _without_fp8(config: PrecisionConfig, device: torch.device) -> Precision:
     if config.compute_dtype is Dtype.fp32:
         return Precision(_float32, torch.float32, "fp32")
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16"):
         return Precision(_float32, torch.float32, "fp32 (this CPU has no bf16 units)")
     return Precision(_bf16, torch.bfloat16, "bf16")
+
+
+def _by_products(config: PrecisionConfig, fp8: Choice, dtype: torch.dtype) -> Precision:
+    multiply = emulated if fp8.backend is Backend.emulated else scaled_mm
+    products_of = partial(products, multiply, fp8.recipe, config.power_of_two_scales, dtype=dtype)
+    return Precision(lambda rows, columns: Fp8Linear(rows, columns, products_of), dtype, "", fp8)
+
+
+def _transformer_engine(config: PrecisionConfig, fp8: Choice, dtype: torch.dtype) -> Precision:
+    """The package is optional, and a GPU that is not here can be planned for without it."""
+
+    def linear(in_features: int, out_features: int) -> nn.Module:
+        from yxanul.precision.transformer_engine import te_linear
+
+        return te_linear(in_features, out_features, dtype=dtype)
+
+    def around() -> AbstractContextManager:
+        from yxanul.precision.transformer_engine import te_context
+
+        return te_context(fp8.recipe, True, config.power_of_two_scales)
+
+    return Precision(linear, dtype, "", fp8, around)
 
 
 def _float32(in_features: int, out_features: int) -> nn.Module:

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yxanul.planning import RunPlan
+from yxanul.reporting.precision_table import precision_line, precision_table
 
 
 def duration(seconds: float) -> str:
@@ -62,7 +63,11 @@ def plan_table(plan: RunPlan) -> RenderableType:
     memory = max(stage.memory_bytes for stage in plan.stages)
     seconds = sum(stage.seconds for stage in plan.stages)
     table.add_row(*total, f"{memory / 2**30:.1f}G", quantity(tokens / seconds), duration(seconds), style="bold")
-    return Group(Text(header), table, *(Text(line, style="yellow") for line in plan_warnings(plan)))
+    if plan.fp8 is None:
+        products: RenderableType = Text(precision_line(plan.products, emulated=False))
+    else:
+        products = Group("", precision_table(plan.products, plan.emulated))
+    return Group(Text(header), table, products, *(Text(line, style="yellow") for line in plan_warnings(plan)))
 
 
 def plan_warnings(plan: RunPlan) -> list[str]:
@@ -74,6 +79,10 @@ def plan_warnings(plan: RunPlan) -> list[str]:
             f"predicted memory {memory / 2**30:.1f} GiB is more than the device's {plan.memory_limit / 2**30:.1f} GiB; "
             "lower hardware.micro_batch.<length>"
         )
+    if plan.fp8_lost:
+        lines.append(f"NOT in FP8 as asked: {plan.fp8_lost}; every product runs in {plan.computes}")
+    if plan.emulated:
+        lines.append("FP8 is emulated: it shows what FP8 does to learning, and nothing about speed")
     if plan.skipped:
         numbers = ", ".join(map(str, plan.skipped))
         lines.append(

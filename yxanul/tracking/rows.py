@@ -43,6 +43,13 @@ class EvalRow(TypedDict, total=False):
     seconds: float  # since step 1, summed over resumes
 
 
+class PrecisionRow(TypedDict, total=False):
+    """How FP8 treats the numbers of each layer: `<layer>/<input, weight or gradient>/<figure>` beside these."""
+
+    kind: Literal["precision"]
+    step: int
+
+
 class EventRow(TypedDict):
     """Something worth a sentence: a resume, a fallback, a skipped file."""
 

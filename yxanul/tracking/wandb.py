@@ -20,6 +20,7 @@ MODES = ("auto", "online", "offline", "disabled")
 # An idle GPU must not wait longer for a dead network. (wandb's own limits: 90 seconds, and none.)
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 120.0  # what is not sent by then stays on disk, for `wandb sync`
+PLOTTED = ("train", "eval", "precision")
 
 
 def wandb_mode(configured: str | None, environ: Mapping[str, str]) -> str:
@@ -71,9 +72,9 @@ class WandbSink:
             ),
         )
         self._run.define_metric("step")
-        for kind in ("train", "eval"):
+        for kind in PLOTTED:
             self._run.define_metric(f"{kind}/*", step_metric="step")
-        self._sent = {kind: self._run.summary.get(f"{kind}/step", -1) for kind in ("train", "eval")}
+        self._sent = {kind: self._run.summary.get(f"{kind}/step", -1) for kind in PLOTTED}
         if mode == "online":
             logger.info("wandb: %s", self._run.url)
 

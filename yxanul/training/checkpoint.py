@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -41,6 +41,7 @@ class TrainState:
         bad_steps: steps skipped so far for a non-finite loss or gradient, and the last of them in a row.
         bad_in_a_row: likewise.
         corpus, tokenizer: fingerprints of what it was trained on.
+        left_fp8: layers that went back from FP8 to the activations' dtype.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class TrainState:
     bad_in_a_row: int = 0
     corpus: str = ""
     tokenizer: str = ""
+    left_fp8: list[str] = field(default_factory=list)
 
 
 def save(

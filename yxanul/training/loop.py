@@ -28,6 +28,7 @@ from yxanul.training.compilation import graphs_compiled
 from yxanul.training.evaluation import Score
 from yxanul.training.signals import StopRequest
 from yxanul.training.step import Batch, Found, add_gradient, feed, update
+from yxanul.training.watch import Watch
 
 LAG = {"cpu": 0, "cuda": 1}
 """Steps that may be under way on a device before the oldest is read: it then never waits for the host."""
@@ -42,6 +43,7 @@ class Trainer:
         flops_per_token: sequence length -> FLOPs of training on one token.
         score: evaluates the model on the held-out text, and how many bytes that is.
         max_bad_steps: non-finite steps in a row that end the run.
+        watch: of its precision, None to go without.
         warm: whether to take every shape through the model once before the clock starts, for a device or a
             compiler that takes its time at a first call; `warm_up_seconds` says how long that was.
     """
@@ -61,6 +63,7 @@ class Trainer:
     flops_per_token: Callable[[int], float]
     peak_flops: float
     max_bad_steps: int
+    watch: Watch | None = None
     warm: bool = False
     warm_up_seconds: float = 0.0
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False, repr=False)
@@ -85,6 +88,7 @@ class Trainer:
         self._batches = self._feed(first)
         unread: deque[tuple[Step, Found]] = deque()
         for index in range(first, len(self.steps)):
+            state = self._look(index, state)
             found = self._take(index, stop)
             if found is None:
                 break
@@ -113,8 +117,11 @@ class Trainer:
         """A micro-batch of every shape to come, forward and backward, and an optimizer step that changes nothing."""
         start = time.perf_counter()
         shapes = {(step.seq_len, step.micro_batches): index for index, step in enumerate(self.steps) if index >= first}
-        for index in shapes.values():
-            self._within_memory(index, lambda index=index: self._try_shape(self.steps[index]))
+        for start_of_phase in self.watch.phases(first) if self.watch else [first]:
+            if self.watch:
+                self.watch.begin(start_of_phase)
+            for index in shapes.values():
+                self._within_memory(index, lambda index=index: self._try_shape(self.steps[index]))
         self.warm_up_seconds = time.perf_counter() - start
         self._event(first, f"warmed up in {self.warm_up_seconds:.1f} s: {len(shapes)} shapes")
 
@@ -125,6 +132,23 @@ class Trainer:
         nothing = torch.full((), math.nan, device=self.device)
         update(self.model, self.optimizers, step, nothing, 0).read()
         self.model.zero_grad()
+
+    def _look(self, index: int, state: TrainState) -> TrainState:
+        """Let the watch see step `index` before it is taken, and act on it."""
+        if self.watch is None:
+            return state
+        self.watch.begin(index)
+        if not self.watch.due(index):
+            return state
+        rows, left = self.watch.look(self.steps[index], self._try_first)
+        for row in rows:
+            self.tracker.log(row)
+        self._mark = time.perf_counter()
+        return replace(state, left_fp8=[*state.left_fp8, *left])
+
+    def _try_first(self, step: Step) -> None:
+        for batch in feed(self.stream, self.attention_of, [(step, 0)], self.device):
+            add_gradient(self.model, batch, step.tokens)
 
     def _take(self, index: int, stop: StopRequest) -> Found | None:
         """The optimizer step `index` of the plan; None if asked to stop before it was taken."""
@@ -138,9 +162,11 @@ class Trainer:
         self.model.zero_grad()
         nats = torch.zeros((), device=self.device)
         tokens = num_bytes = 0
-        for sequences in step.micro_batches:
+        for index, sequences in enumerate(step.micro_batches):
             if stop.signal is not None:
                 return None, 0
+            if self.watch:
+                self.watch.micro_batch(index)
             batch = next(self._batches)
             assert len(batch.targets) == sequences * step.seq_len
             nats += add_gradient(self.model, batch, step.tokens)

@@ -31,6 +31,7 @@ from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
+from yxanul.precision.plan import totals
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
 from yxanul.tokenizer.load import Tokenizer
@@ -50,6 +51,7 @@ from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
 from yxanul.training.loop import Trainer
 from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
+from yxanul.training.watch import Watch
 
 log = logging.getLogger(__name__)
 PROMPT_TOKENS = 8
@@ -107,7 +109,7 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
 def _train(config: Config, folder: Path, console: Console) -> int:
     device = hardware.select_device(config.hardware.device)
     hardware.keep_freed_memory(device)
-    precision = build_precision(config.precision, device)
+    precision = build_precision(config.precision, device, config.hardware.compute_capability)
     plan = make_plan(config, device, precision)
     console.print(plan_table(plan))
     text = read_text(config, console)
@@ -120,6 +122,8 @@ def _train(config: Config, folder: Path, console: Console) -> int:
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
     write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
+    watch = Watch(model, config.precision, plan.products, plan.fp8)
+    watch.leave_fp8(state.left_fp8)
     tracker = _tracker(config, folder, plan, state, console)
     trainer = Trainer(
         model=model,
@@ -137,6 +141,7 @@ def _train(config: Config, folder: Path, console: Console) -> int:
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
         peak_flops=plan.peak_flops,
         max_bad_steps=config.train.max_bad_steps,
+        watch=watch,
         warm=plan.kernels.compiled or device.type == "cuda",
     )
     result = None
@@ -302,6 +307,8 @@ def _finish(
         "tokens_per_second": state.tokens / state.seconds,
         "parameters": plan.parameters,
         "computes": plan.computes,
+        "flops_by_format": totals(plan.products),
+        "left_fp8": state.left_fp8,
         "kernels": asdict(plan.kernels),
         "device": plan.device,
         "peak_flops": plan.peak_flops,

@@ -7,6 +7,7 @@ from yxanul.kernels import cross_entropy_of
 from yxanul.model.transformer import Transformer
 from yxanul.planning import RunPlan
 from yxanul.precision.linear import Precision
+from yxanul.precision.plan import assign
 from yxanul.training.compilation import compile_layers
 
 
@@ -21,7 +22,12 @@ def build_model(config: Config, plan: RunPlan, precision: Precision, device: tor
         config.hardware.recompute,
     )
     model.initialize(config.model.init_std, torch.Generator().manual_seed(config.seed))
+    assign(model, plan.products)
     model.to(device)
+    if precision.around is not None:
+        from yxanul.precision.transformer_engine import within  # the package is optional
+
+        within(model, precision.around)
     if plan.kernels.compiled:
         compile_layers(model)
     return model

@@ -48,11 +48,11 @@ def download(repo: str, revision: str | None, pattern: str, folder: Path, endpoi
     if record and (record["repo"] != repo or revision not in (None, record["asked"], record["revision"])):
         held = f"holds dataset {record['repo']} at {record['revision']}"
         raise UserError(f"{folder}: {held}, not {wanted}; name another folder, or remove this one")
-    if record is None or record["pattern"] != pattern or _missing(folder, record["files"]):
+    if record is None or record["pattern"] != pattern or missing(folder, record["files"]):
         with _one_line(wanted, folder):
             record = _ask(HfApi(endpoint=endpoint), repo, revision, pattern, record)
             write_json(folder / RECORD, record)
-        _fetch(repo, record["revision"], _missing(folder, record["files"]), folder, endpoint)
+        _fetch(repo, record["revision"], missing(folder, record["files"]), folder, endpoint)
     return folder
 
 
@@ -80,7 +80,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _missing(folder: Path, files: dict[str, Any]) -> dict[str, Any]:
+def missing(folder: Path, files: dict[str, Any]) -> dict[str, Any]:
     """The files that are not there or have the wrong size."""
     sizes = {name: path.stat().st_size for name in files if (path := folder / name).is_file()}
     return {name: file for name, file in files.items() if sizes.get(name) != file["size"]}

@@ -68,9 +68,14 @@ def tokenizer_for(
         tokenizer,
         Path(data.cache).expanduser(),
         corpus=lambda: training_documents(parts, data.held_out),
-        corpus_fingerprint=f"{documents.source_fingerprint(parts)} {data.held_out}",
+        corpus_fingerprint=corpus_fingerprint(parts, data),
         progress=progress,
     )
+
+
+def corpus_fingerprint(parts: list[Part], data: DataConfig) -> str:
+    """Of the documents that a tokenizer is trained on."""
+    return f"{documents.source_fingerprint(parts)} {data.held_out}"
 
 
 def whole_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -> tuple[Tokenizer, Corpus]:
@@ -255,21 +260,28 @@ def _work(job: Job, names: list[str], outbox: Connection, parent: int) -> None:
         outbox.send(error)
 
 
+def download_folder(data: DataConfig) -> Path | None:
+    """The folder that the files of `data` are downloaded to where there are none.
+
+    None if they never are: a path that does not end in the files' folder is the user's own copy, and left alone.
+    """
+    if data.repo is None:
+        return None
+    path, inner = Path(data.path).expanduser(), PurePosixPath(data.files).parent.parts
+    outer = len(path.parts) - len(inner)
+    return Path(*path.parts[:outer]) if path.parts[outer:] == inner else None
+
+
 def fetch(data: DataConfig) -> None:
     """Download the files of `data` where there are none, or a download is unfinished.
-
-    A path that does not end in the files' folder is the user's own copy, and left alone.
 
     Raises:
         UserError: they cannot be had.
     """
-    if data.repo is None:
-        return
-    path, inner = Path(data.path).expanduser(), PurePosixPath(data.files).parent.parts
-    if path.parts[len(path.parts) - len(inner) :] != inner:
+    root = download_folder(data)
+    if root is None:
         return
     from yxanul.data.download import download, recorded  # half a second that others need not wait
 
-    root = Path(*path.parts[: len(path.parts) - len(inner)])
-    if recorded(root) or not documents.source_files(path):
+    if recorded(root) or not documents.source_files(Path(data.path).expanduser()):
         download(data.repo, data.revision, data.files, root)

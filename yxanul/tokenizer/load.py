@@ -3,8 +3,8 @@
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -81,16 +81,30 @@ def load_tokenizer(
     Raises:
         UserError: the file is missing, unreadable or of another size, or cannot be downloaded.
     """
+    path = find_tokenizer(config, cache, corpus_fingerprint)
+    if path is None and config.kind is TokenizerKind.hub:
+        path = _download(config)
+    elif path is None:
+        path = _trained(config, cache, corpus, corpus_fingerprint, progress)
+    return open_tokenizer(path, config)
+
+
+def find_tokenizer(config: TokenizerConfig, cache: Path, corpus_fingerprint: str) -> Path | None:
+    """The file of the tokenizer, None if it is still to be downloaded or trained; see `load_tokenizer`.
+
+    Raises:
+        UserError: the file that is named is not there, or the hub's library cannot look.
+    """
     if config.path is not None:
         path = Path(config.path).expanduser()
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise ConfigError("tokenizer.path", config.path, "no such file; name a tokenizer.json or its folder")
-    elif config.kind is TokenizerKind.hub:
-        path = _from_hub(config)
-    else:
-        path = _trained(config, cache, corpus, corpus_fingerprint, progress)
-    return open_tokenizer(path, config)
+        return path
+    if config.kind is TokenizerKind.hub:
+        return _downloaded(config)
+    path = _trained_path(config, cache, corpus_fingerprint)
+    return path if path.exists() else None
 
 
 def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
@@ -145,22 +159,44 @@ def _byte_lengths(library: tokenizers.Tokenizer, vocabulary: dict[str, int]) -> 
     return lengths
 
 
-def _from_hub(config: TokenizerConfig) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
+def _downloaded(config: TokenizerConfig) -> Path | None:
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = {"repo_id": config.repo, "filename": "tokenizer.json", "revision": config.revision}
-    try:
-        with suppress(LocalEntryNotFoundError):
-            return Path(hf_hub_download(**wanted, local_files_only=True))
+    with _one_line(config), suppress(LocalEntryNotFoundError):
+        return Path(hf_hub_download(**_wanted(config), local_files_only=True))
+    return None
+
+
+def _download(config: TokenizerConfig) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _one_line(config):
         # fails at once where a download would try for half a minute
         HfApi().model_info(config.repo, revision=config.revision, timeout=ANSWER_SECONDS)
-        return Path(hf_hub_download(**wanted))
+        return Path(hf_hub_download(**_wanted(config)))
+
+
+def _wanted(config: TokenizerConfig) -> dict[str, str | None]:
+    return {"repo_id": config.repo, "filename": "tokenizer.json", "revision": config.revision}
+
+
+@contextmanager
+def _one_line(config: TokenizerConfig) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub's, or one of the HTTP library below it
         raise UserError(
             f"tokenizer {config.repo}: cannot be downloaded ({type(error).__name__}); give its file with "
             "tokenizer.path=FILE, or train one on your data with tokenizer=superbpe8k"
         ) from error
+
+
+def _trained_path(config: TokenizerConfig, cache: Path, corpus_fingerprint: str) -> Path:
+    transition = config.transition if config.kind is TokenizerKind.superbpe else None
+    asked = [config.kind.value, config.vocab_size, transition, config.train_bytes, corpus_fingerprint]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    return cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}" / "tokenizer.json"
 
 
 def _trained(
@@ -171,9 +207,7 @@ def _trained(
     progress: Progress,
 ) -> Path:
     transition = config.transition if config.kind is TokenizerKind.superbpe else None
-    asked = [config.kind.value, config.vocab_size, transition, config.train_bytes, corpus_fingerprint]
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-    path = cache / "tokenizers" / f"{config.kind.value}-{config.vocab_size}-{digest}" / "tokenizer.json"
+    path = _trained_path(config, cache, corpus_fingerprint)
     with locked(path.parent / ".lock"):
         if path.exists():
             return path

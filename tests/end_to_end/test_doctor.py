@@ -1,0 +1,37 @@
+"""`python -m yxanul.doctor` as a user starts it."""
+
+import pytest
+
+NOT_HERE = {
+    "hardware": (("experiment=quickstart", "hardware=h100"), "hardware.device=cuda: there is no CUDA device here"),
+    "data": (("experiment=quickstart", "data=parquet", "data.path=not/here"), "data.path=not/here: no such file"),
+}
+
+
+@pytest.fixture
+def doctor(train, tmp_path):
+    """Runs the command in an empty folder of a machine without a GPU: exit status, stdout, stderr."""
+    program = ("-m", "yxanul.doctor")
+    return lambda *overrides, **environment: train(
+        *overrides, program=program, base=(), cwd=tmp_path, CUDA_VISIBLE_DEVICES="", **environment
+    )
+
+
+def test_a_run_that_can_start(doctor, tmp_path):
+    status, out, err = doctor("experiment=quickstart", WANDB_API_KEY="a-secret-key")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "the composed run can start here"
+    for words in ("torch's scaled_mm", "standard library", "4 checkpoints take up to", "online; WANDB_API_KEY is set"):
+        assert words in out
+    assert "a-secret-key" not in out
+    assert "outputs/nano-bf16-superbpe8k-ultra-stdlib-seed1-" in out, "where yxanul.train would write"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("overrides", "problem"), NOT_HERE.values(), ids=NOT_HERE)
+def test_a_run_that_cannot_start(doctor, tmp_path, overrides, problem):
+    status, out, err = doctor(*overrides)
+    assert (status, err) == (1, "")
+    title, line = out.splitlines()[-2:]
+    assert title == "the composed run cannot start here:" and line.startswith(f"  {problem}")
+    assert list(tmp_path.iterdir()) == []

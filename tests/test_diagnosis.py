@@ -1,0 +1,512 @@
+"""What the doctor finds: every finding turns with what it looks at, and only what stops a run is a problem."""
+
+import errno
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from yxanul import diagnosis
+from yxanul.config import Config, config_dir, parse, register
+from yxanul.data import preparation
+from yxanul.diagnosis import Finding, State, diagnose, problems
+from yxanul.precision import support
+from yxanul.reporting.doctor_table import doctor_table, verdict
+
+NO_DRIVER = "Found no NVIDIA driver on your system."
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch, tmp_path):
+    """A machine without a GPU, libraries, keys or files, wherever the tests run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", raising(RuntimeError(f"{NO_DRIVER}\nDownload one.")))
+    installed(monkeypatch)
+    programs(monkeypatch, tmp_path)
+
+
+def raising(error: Exception):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def installed(monkeypatch, **versions: str) -> None:
+    """Of the libraries, those alone are here, by distribution with underscores."""
+    real = importlib.metadata.version
+
+    def version(distribution: str) -> str:
+        if distribution not in diagnosis.LIBRARIES.values():
+            return real(distribution)
+        if distribution.replace("-", "_") in versions:
+            return versions[distribution.replace("-", "_")]
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def programs(monkeypatch, folder: Path, **scripts: str) -> None:
+    """The only programs in the path, as scripts of the shell."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, script in scripts.items():
+        program = folder / "bin" / name.replace("_", "-")
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Puts a GPU into the machine: `gpu(8.0)` of that compute capability."""
+
+    def put(capability: float = 9.0, cuda: str = "12.9", name: str = "NVIDIA Something") -> None:
+        major, minor = divmod(round(capability * 10), 10)
+        properties = SimpleNamespace(name=name, major=major, minor=minor, total_memory=80 * 2**30)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(diagnosis, "try_device", lambda device: None)
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def change(tiny_run):
+    """The tiny run with more overrides; it is composed once for each choice of groups, which takes most of the time."""
+
+    @functools.cache
+    def composed(*choices: str) -> DictConfig:
+        register()
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra.compose("train", overrides=[*tiny_run, *choices])
+
+    def changed(*overrides: str) -> Config:
+        choices = [each for each in overrides if (config_dir() / each.partition("=")[0]).is_dir()]
+        keys = [each for each in overrides if each not in choices]
+        return parse(OmegaConf.merge(composed(*choices), OmegaConf.from_dotlist(keys)))
+
+    return changed
+
+
+@pytest.fixture
+def look(change, tmp_path):
+    """Diagnoses the tiny run with more overrides."""
+    return lambda *overrides: diagnose(change(*overrides), tmp_path / "outputs" / "run")
+
+
+def of(findings: list[Finding], topic: str, subject: str) -> Finding:
+    [found] = [finding for finding in findings if (finding.topic, finding.subject) == (topic, subject)]
+    return found
+
+
+def said(findings: list[Finding], topic: str, subject: str) -> tuple[str, str]:
+    found = of(findings, topic, subject)
+    return found.state.value, found.words
+
+
+def the_problem(findings: list[Finding]) -> str:
+    [problem] = problems(findings)
+    return problem.words
+
+
+# The machine
+
+
+def test_a_bare_machine_has_no_problem(look, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    findings = look()
+    assert problems(findings) == []
+    assert set(tmp_path.rglob("*")) == before, "nothing is left behind"
+    assert {finding.topic for finding in findings} == {topic for topic, _ in diagnosis.PROBES}
+    assert all(finding.words and "\n" not in finding.words for finding in findings)
+
+
+def test_software(look, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert said(look(), "software", "torch") == ("ok", f"{torch.__version__}, built without CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert said(look(), "software", "torch") == ("ok", f"{torch.__version__}, built for CUDA 13.0")
+    assert "Python 3" in of(look(), "software", "yxanul").words
+
+
+def test_gpus(look, gpu, monkeypatch, tmp_path):
+    assert said(look(), "GPU", "CUDA") == ("info", f"no GPU that torch can use ({NO_DRIVER})")
+    programs(monkeypatch, tmp_path, nvidia_smi="echo NVIDIA Something")
+    words = of(look(), "GPU", "CUDA").words
+    assert "nvidia-smi sees NVIDIA Something" in words and "driver" in words
+    gpu(9.0)
+    programs(monkeypatch, tmp_path, nvidia_smi='[ "$1" = --query-gpu=driver_version ] && echo 570.1')
+    findings = look()
+    assert said(findings, "GPU", "cuda:0") == ("ok", "NVIDIA Something, compute capability 9.0, 80.0 GiB")
+    assert said(findings, "GPU", "driver") == ("ok", "570.1")
+    assert said(findings, "run", "device") == ("ok", "NVIDIA Something")
+    assert problems(findings) == []
+    programs(monkeypatch, tmp_path, nvidia_smi="echo it failed; exit 9")
+    assert of(look(), "GPU", "driver").state is State.info
+
+
+def test_a_gpu_that_does_not_answer_is_a_problem_only_for_those_who_use_it(look, gpu, monkeypatch):
+    gpu()
+    lost = RuntimeError("CUDA error: the GPU is lost\nmore of it")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", raising(lost))
+    monkeypatch.setattr(diagnosis, "try_device", lambda device: raising(lost)() if device.type == "cuda" else None)
+    line = "RuntimeError: CUDA error: the GPU is lost; mend that, or choose hardware=cpu"
+    assert the_problem(look("hardware.memory_gb=8")) == line
+    findings = look("hardware.device=cpu")
+    assert problems(findings) == []
+    assert said(findings, "GPU", "cuda:0") == ("info", "does not answer (CUDA error: the GPU is lost)")
+
+
+def test_the_device_is_tried():
+    diagnosis.try_device(torch.device("cpu"))
+    with pytest.raises(diagnosis.BROKEN):
+        diagnosis.try_device(torch.device("cuda", 99))
+
+
+def test_a_cuda_device_that_is_named_and_not_here(look, gpu):
+    findings = look("hardware=h100")
+    assert the_problem(findings).startswith("hardware.device=cuda: there is no CUDA device here")
+    assert of(findings, "run", "hardware.device").state is State.problem
+    gpu()
+    assert problems(look("hardware=h100")) == []
+
+
+def test_processor(look, monkeypatch):
+    for units, words in (({"avx512_bf16": True}, ("ok", "avx512_bf16")), ({}, ("info", "none"))):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        assert said(look(), "CPU", "bf16 units") == words
+        computes = "bf16" if units else "fp32 (this CPU has no bf16 units)"
+        assert said(look("precision=bf16"), "run", "computes in") == ("ok", computes)
+    assert f"{os.cpu_count()} cores" in of(look(), "CPU", "processor").words
+
+
+def test_compilers(look, monkeypatch, tmp_path):
+    assert said(look(), "compilation", "C++ compiler") == ("info", "none")
+    assert the_problem(look("hardware.compile=true")).startswith("hardware.compile=True: ")
+    assert said(look(), "compilation", "torch.compile")[1] == "the layers would be left as they are"
+    programs(monkeypatch, tmp_path, **{"g++": ""})
+    assert said(look(), "compilation", "C++ compiler") == ("ok", str(tmp_path / "bin" / "g++"))
+    compiled = look("hardware.compile=true")
+    assert said(compiled, "compilation", "torch.compile") == ("ok", "the layers would be compiled")
+    assert problems(compiled) == []
+
+
+def test_libraries(look, monkeypatch):
+    assert {said(look(), "libraries", name) for name in diagnosis.LIBRARIES} == {("info", "not installed")}
+    installed(monkeypatch, flash_attn="2.8", liger_kernel="0.8", torchao="0.14", triton="3.7", transformer_engine="2.9")
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: None)
+    versions = [said(look(), "libraries", name) for name in diagnosis.LIBRARIES]
+    assert versions == [("ok", version) for version in ("3.7", "2.9", "2.8", "0.14", "0.8")]
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: "it does not load")
+    assert said(look(), "libraries", "Transformer Engine") == ("info", "2.9; it does not load")
+
+
+# FP8
+
+
+def fp8_rows(findings: list[Finding]) -> set[tuple[str, str, str]]:
+    return {
+        (finding.subject, *finding.words.split(": ", 1))
+        for finding in findings
+        if finding.topic == "FP8" and finding.subject != "precision=fp8"
+    }
+
+
+def test_every_backend_and_recipe_is_told(look, gpu, monkeypatch):
+    def told(findings):
+        return {(subject, name) for subject, names, _ in fp8_rows(findings) for name in names.split(", ")}
+
+    every = {(support.NAMES[by], recipe.value) for by, recipes in support.RECIPES.items() for recipe in recipes}
+    assert told(look()) == every
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: "it does not load")
+    gpu(9.0)
+    assert told(look()) == every
+
+
+def test_fp8_by_machine(look, gpu, monkeypatch):
+    emulated = ("emulation", "tensorwise, rowwise, blockwise, mxfp8", "can run")
+    rows = fp8_rows(look())
+    assert emulated in rows and {words for subject, _, words in rows if subject != "emulation"} == {
+        f"a CPU has no FP8 units (they come with a GPU of compute capability {support.FP8_UNITS})"
+    }
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: "it does not load")
+    gpu(9.0)
+    assert fp8_rows(look()) >= {
+        emulated,
+        ("torch's scaled_mm", "tensorwise, rowwise, blockwise", "can run"),
+        ("Transformer Engine", "delayed, tensorwise, blockwise", "it does not load"),
+    }
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: None)
+    assert ("Transformer Engine", "delayed, tensorwise, blockwise", "can run") in fp8_rows(look())
+    gpu(8.0)
+    lacking = {names for _, names, words in fp8_rows(look()) if "8.0 has no FP8 units" in words}
+    assert lacking == {"delayed, tensorwise, blockwise, mxfp8", "tensorwise, rowwise, blockwise"}
+
+
+def test_fp8_of_a_gpu_that_is_not_here(look):
+    assert ("torch's scaled_mm", "tensorwise, rowwise, blockwise", "could run") in fp8_rows(look("hardware=h100"))
+    assert any("not known" in words for _, _, words in fp8_rows(look("hardware.device=cuda")))
+
+
+def test_what_fp8_would_use(look, gpu, monkeypatch):
+    monkeypatch.setattr(support, "transformer_engine_missing", lambda: "it does not load")
+    assert said(look(), "FP8", "precision=fp8") == ("ok", "would compute in emulated fp8 (tensorwise)")
+    state, words = said(look("precision.fallback=error"), "FP8", "precision=fp8")
+    assert state == "info" and words.startswith("would not start: precision.fallback=error: ")
+    gpu(8.0)
+    state, words = said(look(), "FP8", "precision=fp8")
+    assert state == "info" and words.startswith("would compute without FP8: compute capability 8.0")
+    gpu(9.0)
+    assert said(look(), "FP8", "precision=fp8")[1] == "would compute in fp8 (tensorwise) by torch's scaled_mm"
+
+
+# The run
+
+
+def test_precision(look, gpu):
+    assert said(look(), "run", "computes in") == ("ok", "fp32")
+    gpu(8.0)
+    assert said(look("precision=bf16"), "run", "computes in") == ("ok", "bf16")
+    state, words = said(look("precision=fp8"), "run", "computes in")
+    assert state == "info" and words.startswith("bf16; not in FP8: compute capability 8.0")
+    assert the_problem(look("precision=fp8", "precision.fallback=error")).startswith("precision.fallback=error: ")
+    gpu(9.0)
+    assert problems(look("precision=fp8", "precision.fallback=error", "precision.backend=scaled_mm")) == []
+
+
+def test_kernels(look, gpu, monkeypatch):
+    assert said(look(), "run", "attention") == ("ok", "auto; there are sdpa")
+    assert said(look(), "run", "cross_entropy") == ("ok", "auto; there are chunked")
+    findings = look("attention=flash", "cross_entropy=liger")
+    assert [problem.words.partition(": ")[0] for problem in problems(findings)] == [
+        "attention=flash",
+        "cross_entropy=liger",
+    ]
+    assert "attention=auto or one of sdpa" in problems(findings)[0].words
+    gpu(9.0)
+    assert "varlen" in said(look("precision=bf16"), "run", "attention")[1]
+    assert problems(look("precision=bf16", "attention=varlen")) == []
+
+
+def test_a_library_that_is_installed_and_broken(look, gpu, monkeypatch):
+    gpu(9.0)
+    monkeypatch.setattr(diagnosis, "attentions", raising(ImportError("undefined symbol: _ZN3c104cuda")))
+    assert the_problem(look()) == "ImportError: undefined symbol: _ZN3c104cuda; mend that, or choose hardware=cpu"
+
+
+def test_plan(look):
+    state, words = said(look(), "run", "plan")
+    assert state == "ok" and " steps, " in words and " GiB" in words
+    assert the_problem(look("train.tokens=10")).startswith("train.tokens=10: ")
+    state, words = said(look("hardware.memory_gb=0.001"), "run", "plan")
+    assert state == "info" and words.endswith("lower hardware.micro_batch.<length>")
+
+
+def test_where_it_begins(look, tmp_path):
+    assert said(look(), "run", "begins") == ("ok", "anew")
+    assert "is no whole checkpoint" in the_problem(look(f"resume_from_checkpoint={tmp_path}"))
+    names = ("model.safetensors", "optimizer.safetensors", "state.json")
+    whole, damaged = (
+        tmp_path / "outputs" / "run" / "checkpoints" / name for name in ("step-00000001", "step-00000002")
+    )
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
+    for folder in (whole, damaged):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+        (folder / "manifest.json").write_text(json.dumps(dict.fromkeys(names, empty)))
+    (damaged / "model.safetensors").write_text("x")
+    assert "model.safetensors is damaged" in the_problem(look())
+    shutil.rmtree(damaged)
+    assert said(look(), "run", "begins") == ("ok", f"at {whole}")
+    (tmp_path / "outputs" / "run" / "result.json").touch()
+    assert said(look(), "run", "begins")[1].endswith("is finished")
+
+
+# Its text
+
+
+def test_the_standard_library_is_made(compose, tmp_path):
+    findings = diagnose(compose("experiment=quickstart", f"data.cache={tmp_path / 'cache'}"), tmp_path / "run")
+    assert problems(findings) == []
+    state, words = said(findings, "text", "data")
+    assert state == "ok" and words.startswith("made from the standard library") and " MB" in words
+    assert said(findings, "text", "tokenizer") == ("info", "would be trained on 3.0 MB of the data")
+    assert said(findings, "text", "tokens")[1].startswith("8 of 8 shards would be made, about 6.")
+
+
+def test_files(look, tmp_path):
+    state, words = said(look(), "text", "data")
+    assert state == "ok" and words.startswith("4 files, ") and " kB, at " in words
+    state, words = said(look("data.expected_files=5"), "text", "data")
+    assert state == "info" and words.startswith("4 of 5 files")
+    missing = look(f"data.path={tmp_path / 'none'}")
+    assert "no such file or folder" in the_problem(missing) and "experiment=quickstart" in the_problem(missing)
+    assert said(missing, "text", "tokens") == ("info", "would be made once the data is here")
+    (tmp_path / "bad.parquet").write_text("x")
+    assert "is no readable parquet file" in the_problem(look(f"data.path={tmp_path}"))
+
+
+def test_files_to_download(look, monkeypatch, tmp_path):
+    wanted = ("data=fineweb_edu", f"data.path={tmp_path / 'text' / 'data'}")
+    findings = look(*wanted)
+    state, words = said(findings, "text", "data")
+    assert state == "info" and "would be downloaded from Yxanul/fineweb-edu" in words and problems(findings) == []
+    assert said(findings, "text", "tokens") == ("info", "would be made once the data is here")
+    assert "no such file" in the_problem(look("data=fineweb_edu", f"data.path={tmp_path / 'copy'}")), "the user's own"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in the_problem(look(*wanted))
+
+
+def test_a_download_that_is_begun(look, monkeypatch, tmp_path):
+    wanted = ("data=fineweb_edu", f"data.path={tmp_path / 'text' / 'data'}", "data.files=data/*.txt")
+    (tmp_path / "text" / "data").mkdir(parents=True)
+    (tmp_path / "text" / "data" / "a.txt").write_text("some text")
+    record = {"repo": "Yxanul/fineweb-edu", "asked": None, "revision": "c0ffee", "pattern": "data/*.txt"}
+    files = {"data/a.txt": {"size": 9, "sha256": None}, "data/b.txt": {"size": 2_000_000_000, "sha256": None}}
+    (tmp_path / "text" / ".yxanul-download.json").write_text(json.dumps(record | {"files": files}))
+    state, words = said(look(*wanted), "text", "data")
+    assert state == "info" and words.startswith("1 of 2 files, 2.0 GB, would be downloaded")
+    line = f"data.path={tmp_path / 'text'}: the files take 2.0 GB, 1.9 GB free; make room there, or name another folder"
+    with monkeypatch.context() as little:
+        little.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_900_000_000))
+        assert the_problem(look(*wanted)) == line
+    del files["data/b.txt"]
+    (tmp_path / "text" / ".yxanul-download.json").write_text(json.dumps(record | {"files": files}))
+    assert said(look(*wanted, "data.expected_files=1"), "text", "data")[0] == "ok"
+    (tmp_path / "text" / ".yxanul-download.json").write_text("{")
+    assert "is damaged" in the_problem(look(*wanted))
+
+
+def test_the_tokenizer(look, small_tokenizer, monkeypatch, tmp_path):
+    assert said(look(), "text", "tokenizer") == ("info", "would be trained on 300.0 kB of the data")
+    published = ("tokenizer=gpt2", "tokenizer.vocab_size=512")
+    assert said(look(*published), "text", "tokenizer")[1].startswith("would be downloaded from ")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in the_problem(look(*published))
+    here = (*published, f"tokenizer.path={small_tokenizer.path}")
+    assert said(look(*here), "text", "tokenizer") == ("ok", str(small_tokenizer.path))
+    assert "tokenizer.vocab_size=2000" in the_problem(look(*here, "tokenizer.vocab_size=2000"))
+    assert "no such file" in the_problem(look(*published, f"tokenizer.path={tmp_path / 'none'}"))
+
+
+def test_a_tokenizer_of_the_hub_that_is_here(look, small_tokenizer, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda **_: str(small_tokenizer.path))
+    findings = look("tokenizer=gpt2", "tokenizer.vocab_size=512")
+    assert said(findings, "text", "tokenizer") == ("ok", str(small_tokenizer.path))
+
+
+def test_what_is_prepared(look, change, tmp_path):
+    small = ("tokenizer=bpe8k", "tokenizer.vocab_size=512", "tokenizer.train_bytes=20000", f"data.cache={tmp_path}")
+    state, words = said(look(*small), "text", "tokens")
+    assert state == "info" and words.startswith("4 of 4 shards would be made, about ")
+    config = change(*small)
+    tokenizer, corpus = preparation.prepare_text(config.data, config.tokenizer, Console(quiet=True))
+    assert said(look(*small), "text", "tokenizer") == ("ok", str(tokenizer.path))
+    assert said(look(*small), "text", "tokens") == ("ok", f"prepared in {corpus.folder}")
+    (corpus.folder / "00002.json").unlink()
+    assert said(look(*small), "text", "tokens")[1].startswith("1 of 4 shards would be made")
+
+
+# Where it writes
+
+
+def test_a_full_disk(look, tmp_path, monkeypatch):
+    state, words = said(look(), "disk", "run")
+    assert state == "ok" and words.startswith("3 checkpoints take up to ") and "GB free in" in words
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    line = f"hydra.run.dir={tmp_path / 'outputs' / 'run'}: 3 checkpoints take up to "
+    assert the_problem(look()).startswith(line) and the_problem(look()).endswith(
+        "make room there, or name another folder"
+    )
+    held = tmp_path / "outputs" / "run" / "checkpoints" / ".step-00000001.tmp"
+    held.mkdir(parents=True)
+    with (held / "model.safetensors").open("wb") as file:
+        file.truncate(10**9)
+    assert problems(look()) == [], "what is there already needs no room"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert the_problem(look()).startswith("data.cache="), "there is no room for the tokens"
+
+
+def test_a_folder_that_cannot_be_written(look, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    line = f"data.cache={cache}: cannot be written (Not a directory); name another folder"
+    assert the_problem(look(f"data.cache={cache}")) == line
+    monkeypatch.setattr(tempfile, "TemporaryFile", raising(OSError(errno.EROFS, "Read-only file system")))
+    lines = [problem.words for problem in problems(look())]
+    assert [line.partition("=")[0] for line in lines] == ["data.cache", "hydra.run.dir"]
+    assert all("Read-only file system" in line for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="root writes where it likes")
+def test_a_folder_of_somebody_else(look, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o555)
+    assert "Permission denied" in the_problem(look(f"data.cache={tmp_path / 'cache'}"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "expected"),
+    [
+        ("auto", None, ("ok", "disabled; WANDB_API_KEY is not set")),
+        ("auto", "secret", ("ok", "online; WANDB_API_KEY is set")),
+        ("online", None, ("info", "online; WANDB_API_KEY is not set")),
+        ("offline", None, ("ok", "offline; WANDB_API_KEY is not set")),
+    ],
+)
+def test_tracking(look, monkeypatch, mode, key, expected):
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    findings = look(f"tracking.wandb.mode={mode}")
+    assert said(findings, "tracking", "wandb") == expected
+    assert problems(findings) == []
+
+
+# What is printed
+
+
+def printed(renderable, width: int = 100, **options) -> str:
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(renderable, **options)
+    return capture.get()
+
+
+def test_the_table_holds_every_finding(look):
+    findings = look("data.path=none", "attention=flash")
+    shown = "".join(printed(doctor_table(findings), width=400).split())
+    assert [finding for finding in findings if "".join(finding.words.split()) not in shown] == []
+    assert shown.count("problem") == len(problems(findings)) == 2
+
+
+def test_words_are_no_markup():
+    findings = [Finding("run", "key", State.info, "choose ['*.down'] or [bold]x[/]")]
+    assert "choose ['*.down'] or [bold]x[/]" in printed(doctor_table(findings))
+
+
+def test_the_verdict(look):
+    assert printed(verdict(look())).splitlines()[-1] == "the composed run can start here"
+    findings = look("data.path=none", "attention=flash")
+    lines = printed(verdict(findings), width=40, soft_wrap=True).splitlines()
+    assert lines == ["", "the composed run cannot start here:", *(f"  {line.words}" for line in problems(findings))]

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from yxanul import config, hardware
+from yxanul.composition import config_dir, parse, register
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
 from yxanul.kernels import attention_of, compiles
@@ -188,9 +189,9 @@ def trainer_speed(model, optimizers, length, stream, settings) -> float:
 
 
 def compose_run(overrides: list[str]) -> config.Config:
-    config.register()
-    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
-        return config.parse(compose("train", ["experiment=quickstart", "optimizer=adamw", *overrides]))
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return parse(compose("train", ["experiment=quickstart", "optimizer=adamw", *overrides]))
 
 
 def serve(kind: str, overrides: list[str], pipe: Connection) -> None:

@@ -11,19 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from yxanul.cli import config_dir
-from yxanul.config import (
-    Config,
-    FeedForward,
-    ModelConfig,
-    Norm,
-    OnError,
-    Positions,
-    TokenizerConfig,
-    TokenizerKind,
-    parse,
-    register,
-)
+from yxanul.composition import config_dir, parse, register
+from yxanul.config import Config, FeedForward, ModelConfig, Norm, OnError, Positions, TokenizerConfig, TokenizerKind
 from yxanul.data.documents import Part
 from yxanul.data.shards import Corpus, shard_folder
 from yxanul.model.transformer import Transformer

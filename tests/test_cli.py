@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from yxanul import cli
-from yxanul.config import Config, known_keys
+from yxanul.composition import known_keys
+from yxanul.config import Config
 from yxanul.errors import UserError
 from yxanul.plan import plan
 from yxanul.train import train

@@ -6,8 +6,7 @@ import pytest
 import torch
 import yaml
 
-from yxanul.cli import config_dir
-from yxanul.config import to_plain
+from yxanul.composition import config_dir, to_plain
 from yxanul.hardware import planned_device
 from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision

@@ -13,19 +13,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from yxanul.cli import config_dir
-from yxanul.config import (
-    Config,
-    Dtype,
-    MuonConfig,
-    WandbMode,
-    first_difference,
-    known_keys,
-    parse,
-    register,
-    run_name,
-    to_plain,
-)
+from yxanul.composition import config_dir, first_difference, known_keys, parse, register, run_name, to_plain
+from yxanul.config import Config, Dtype, MuonConfig, WandbMode
 from yxanul.errors import ConfigError
 
 CHEAP = ("model=nano", "precision=fp32", "tokenizer=bpe8k", "curriculum=none", "data=stdlib", "hardware=cpu")

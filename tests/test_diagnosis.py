@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from yxanul import diagnosis
-from yxanul.config import Config, config_dir, parse, register
+from yxanul.composition import config_dir, parse, register
+from yxanul.config import Config
 from yxanul.data import preparation
 from yxanul.diagnosis import Finding, State, diagnose, problems
 from yxanul.precision import support

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from yxanul import cli
-from yxanul.config import BenchmarkConfig, parse
+from yxanul.composition import parse
+from yxanul.config import BenchmarkConfig
 from yxanul.errors import ConfigError, UserError
 from yxanul.validation import validate
 
@@ -31,7 +32,7 @@ def benchmark(config: BenchmarkConfig) -> int:
     from rich.console import Console
 
     from yxanul.benchmarking.measure import measure
-    from yxanul.config import to_plain
+    from yxanul.composition import to_plain
     from yxanul.files import atomic_path, output_folder, write_json
     from yxanul.reporting.benchmark_table import benchmark_page, benchmark_tables
 

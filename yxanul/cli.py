@@ -20,8 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from yxanul import config as schema
-from yxanul.config import config_dir
+from yxanul import composition
+from yxanul.composition import config_dir
+from yxanul.config import Config
 from yxanul.errors import UserError
 from yxanul.validation import validate
 
@@ -29,13 +30,13 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 """What a user can mend of the operating system's errors; the others are bugs."""
 
 
-def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] = schema.Config) -> int:
+def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Config) -> int:
     """Compose `config_name` with the command line's overrides, validate it as a `kind` and run `task` on it.
 
     Returns the exit status: what the task returned, or 1 after a line on stderr for an error that the user
     can mend. With `--multirun` it is the worst status of the jobs.
     """
-    schema.register()
+    composition.register()
     OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -47,7 +48,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] 
         nonlocal started
         started = True
         try:
-            config = schema.parse(composed, kind)
+            config = composition.parse(composed, kind)
             validate(config)
             statuses.append(task(config))
         except (UserError, OmegaConfBaseException, OSError) as error:
@@ -70,12 +71,12 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[schema.Config] 
     return max(statuses, default=0)
 
 
-def report(error: Exception, kind: type[schema.Config]) -> None:
+def report(error: Exception, kind: type[Config]) -> None:
     """Print an error that the user can mend as one line on stderr."""
     print(f"error: {explain(error, kind)}", file=sys.stderr)
 
 
-def explain(error: Exception, kind: type[schema.Config] = schema.Config) -> str:
+def explain(error: Exception, kind: type[Config] = Config) -> str:
     """An error of ours, Hydra's or OmegaConf's as one line with the key, the value and the nearest choice."""
     mendable = _user_error(error)
     if mendable:
@@ -99,8 +100,8 @@ def explain(error: Exception, kind: type[schema.Config] = schema.Config) -> str:
 def _checked_name(*, _root_: DictConfig) -> str:
     """The run's name; a single run that cannot work gets an error instead, before Hydra makes it a folder."""
     if _root_.hydra.mode is RunMode.RUN:
-        validate(schema.parse(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
-    return schema.run_name(_root_)
+        validate(composition.parse(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
+    return composition.run_name(_root_)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -110,7 +111,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def _omegaconf_error(error: Exception, kind: type[schema.Config]) -> str:
+def _omegaconf_error(error: Exception, kind: type[Config]) -> str:
     """Of the two errors Hydra's names the override as typed, and OmegaConf's, its cause, the fault."""
     cause = error.__cause__ or error
     override = re.match(r"(?:Could not override '|Error merging override [+~]*)([^'=]+)", str(error))
@@ -128,11 +129,11 @@ def _omegaconf_error(error: Exception, kind: type[schema.Config]) -> str:
     return f"{key}: {_one_line(cause)}"
 
 
-def _unknown_key(key: str, kind: type[schema.Config]) -> str:
+def _unknown_key(key: str, kind: type[Config]) -> str:
     if re.fullmatch(r"hardware\.micro_batch\.\d+", key):
         return f"{key}: this hardware has no entry for that length; add one with +{key}=SEQUENCES"
     index = re.search(r"\.\d+\.", key)
-    known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in schema.known_keys(kind)]
+    known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in composition.known_keys(kind)]
     groups = [path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"]
     candidates = [name for name in known + groups if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.endswith(f".{key}")]

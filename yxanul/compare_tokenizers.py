@@ -17,7 +17,8 @@ import tokenizers
 
 import yxanul
 from yxanul import cli
-from yxanul.config import CompareConfig, DataConfig, TokenizerConfig, TokenizerKind, to_plain
+from yxanul.composition import to_plain
+from yxanul.config import CompareConfig, DataConfig, TokenizerConfig, TokenizerKind
 from yxanul.data import documents
 from yxanul.data.documents import Part, Texts
 from yxanul.errors import ConfigError, UserError

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 from yxanul import curriculum, hardware
-from yxanul.config import Backend, Config, Dtype, to_plain
+from yxanul.composition import to_plain
+from yxanul.config import Backend, Config, Dtype
 from yxanul.errors import ConfigError, UserError
 from yxanul.kernels import Kernels, choose_kernels, compiles
 from yxanul.model import count

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from yxanul import cli, curriculum
-from yxanul.config import InspectConfig, parse, register
+from yxanul.composition import parse, register
+from yxanul.config import InspectConfig
 from yxanul.data import inspection, preparation
 from yxanul.data.documents import Part, unit_hash
 from yxanul.data.inspection import inspect, measure_lengths, plan_stages

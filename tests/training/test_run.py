@@ -16,7 +16,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from yxanul.config import to_plain
+from yxanul.composition import to_plain
 from yxanul.data import documents, shards
 from yxanul.errors import UserError
 from yxanul.model.attention import sdpa

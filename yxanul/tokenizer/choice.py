@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tokenizers
 
-from yxanul.config import CompareConfig, TokenizerConfig, TokenizerKind, config_dir, parse
+from yxanul.composition import config_dir, parse
+from yxanul.config import CompareConfig, TokenizerConfig, TokenizerKind
 from yxanul.errors import ConfigError, UserError
 
 

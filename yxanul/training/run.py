@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 
 from yxanul import __version__, hardware
-from yxanul.config import Config, WandbMode, first_difference, identity, to_plain
+from yxanul.composition import first_difference, identity, to_plain
+from yxanul.config import Config, WandbMode
 from yxanul.data.preparation import whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream

@@ -27,11 +27,12 @@ def timer(config: PrecisionConfig, precision: Precision, device: torch.device, c
     if precision.fp8 is None or precision.fp8.backend is Backend.emulated or not here:
         return None
     if precision.fp8.backend is Backend.te:
-        return _of_layers(precision, device)
-    return _of_products(config, precision, device, compiled)
+        return layer_timer(precision, device)
+    return product_timer(config, precision, device, compiled)
 
 
-def _of_products(config: PrecisionConfig, precision: Precision, device: torch.device, compiled: bool) -> Timer:
+def product_timer(config: PrecisionConfig, precision: Precision, device: torch.device, compiled: bool) -> Timer:
+    """Times each product by itself, by torch's scaled_mm."""
     dtype = precision.dtype
 
     @cache
@@ -48,7 +49,7 @@ def _of_products(config: PrecisionConfig, precision: Precision, device: torch.de
     return ratio
 
 
-def _of_layers(precision: Precision, device: torch.device) -> Timer:
+def layer_timer(precision: Precision, device: torch.device) -> Timer:
     """Transformer Engine's layers by forward and backward together: it takes all three products or none."""
 
     @cache

@@ -150,6 +150,15 @@ def test_transformer_engine_takes_all_three_or_none(planned):
     assert set(formats(selected).values()) == {"bf16"}
 
 
+@HERE
+def test_transformer_engine_pads_no_weights(planned):
+    """24 is no multiple of 16, and twice 24 is one."""
+    products = planned(CUDA, backend=Backend.te, select="all", model={"intermediate_size": 24})
+    in_fp8 = {name.split(".", 2)[2] for (name, _), each in formats(products).items() if each == "fp8"}
+    assert in_fp8 == {"attention.qkv", "attention.out", "feed_forward.gate_up"}
+    assert "Transformer Engine needs sizes that are multiples of 16" in {each.reason for each in products}
+
+
 def test_without_fp8_the_reason_is_given(planned):
     assert totals(planned(name="bf16")) == {"bf16": pytest.approx(1)}
     lost = planned(CUDA, capability=8.0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from yxanul.config import Fallback
+from yxanul.config import Fallback, Recipe
 from yxanul.curriculum import Step
 from yxanul.errors import UserError
 from yxanul.model.attention import sdpa
@@ -67,6 +67,26 @@ def test_fp8_begins_at_its_step(watch):
         assert {layer.active for layer in fp8_layers(watched.model).values()} == {active}
     assert watched.phases(0) == [0, 3] and watched.phases(3) == [3]
     assert watch("bf16", start_step=3).phases(0) == [0]
+
+
+def test_weights_may_be_quantized_once_a_step(watch):
+    """A look between two steps sees new weights, and must not take the last step's."""
+    watched = watch()
+    (layer, *_) = fp8_layers(watched.model).values()
+    seen = []
+    for step in range(2):
+        watched.begin(step)
+        seen.append(layer.first_micro_batch)
+        for index in range(3):
+            watched.micro_batch(index)
+            seen.append(layer.first_micro_batch)
+    assert seen == [None, True, False, False] * 2
+
+
+def test_delayed_scaling_is_never_looked_at(watch):
+    watched = watch()
+    watched.fp8 = replace(watched.fp8, recipe=Recipe.delayed)
+    assert not any(watched.due(index) for index in range(201))
 
 
 def test_looks_are_due_at_each_beginning_and_regularly_in_fp8(watch):

@@ -129,7 +129,10 @@ class GELU(nn.Module):
 
 
 def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, of which the backward keeps x alone and computes again what it needs, its last product never."""
+    """`function(x)`, of which the backward keeps x alone and computes again what it needs.
+
+    That is all up to the input of its last product; the product itself only where an FP8 layer makes it uncompiled.
+    """
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 

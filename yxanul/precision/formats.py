@@ -92,5 +92,10 @@ def quantize(matrix: Tensor, fp8: Format, scaling: Scaling) -> Quantized:
 def _in_blocks(matrix: Tensor, scaling: Scaling) -> Tensor:
     """(rows of blocks, rows of a block, columns of blocks, columns of a block), padded with zeros."""
     rows, columns = scaling.block(tuple(matrix.shape))
-    padded = F.pad(matrix, (0, -matrix.size(1) % columns, 0, -matrix.size(0) % rows))
-    return padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    return pad(matrix, rows, columns).unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+
+
+def pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """The matrix with zeros below and to its right, to multiples of these; itself if it needs none."""
+    below, right = -matrix.size(0) % rows, -matrix.size(1) % columns
+    return F.pad(matrix, (0, right, 0, below)) if below or right else matrix

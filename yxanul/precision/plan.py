@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from yxanul.config import Backend, ModelConfig, PrecisionConfig
+from yxanul.config import Backend, ModelConfig, PrecisionConfig, Recipe
 from yxanul.model.count import layer_matrices, training_flops_per_token
 from yxanul.model.embedding import padded_vocab
 from yxanul.precision.linear import Precision
@@ -123,7 +123,7 @@ def _decide(
         return dict.fromkeys(Role, _Decision(False, "kept by precision.high_precision"))
     found = {}
     for role in Role:
-        lost = _not_selected(config, names, role) or _too_much_padding(precision.fp8, role, m, n, k)
+        lost = _not_selected(config, names, role) or _misaligned(precision.fp8, role, m, n, k)
         found[role] = _Decision(False, lost) if lost else _by_speed(config, role, m, n, k, timer, precision.fp8)
     left_out = [each.reason for each in found.values() if not each.fp8]
     if precision.fp8.backend is Backend.te and left_out:
@@ -143,7 +143,10 @@ def _not_selected(config: PrecisionConfig, names: Sequence[str], role: Role) -> 
     return None if any(matched) else "not in precision.select"
 
 
-def _too_much_padding(fp8: Choice, role: Role, m: Sequence[int], n: int, k: int) -> str | None:
+def _misaligned(fp8: Choice, role: Role, m: Sequence[int], n: int, k: int) -> str | None:
+    if fp8.backend is Backend.te:  # which pads nothing; its layer here pads tokens
+        of = 32 if fp8.recipe is Recipe.mxfp8 else 16
+        return f"Transformer Engine needs sizes that are multiples of {of}" if n % of or k % of else None
     worst = max(
         math.prod(aligned(fp8.recipe, role, tokens, n, k)) / math.prod(shape(role, tokens, n, k)) for tokens in m
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yxanul.config import Recipe
-from yxanul.precision.formats import Quantized, quantize
+from yxanul.precision.formats import Quantized, pad, quantize
 from yxanul.precision.recipes import Operands, Role, alignment, operands
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -55,15 +55,13 @@ def fp8_product(multiply: Multiply, how: Operands, dtype: torch.dtype) -> Produc
 
     def product(left: Tensor, right: Tensor) -> Tensor:
         rows, columns = left.size(0), right.size(0)
-        left, right = _pad(left, of_rows, of_summed), _pad(right, of_columns, of_summed)
+        left, right = pad(left, of_rows, of_summed), pad(right, of_columns, of_summed)
         found = multiply(quantize(left, how.left_format, how.left), quantize(right, how.right_format, how.right), dtype)
         return found[:rows, :columns]
 
     return product
 
 
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    return F.pad(matrix, (0, -matrix.size(1) % columns, 0, -matrix.size(0) % rows))
 
 
 def plain_product(dtype: torch.dtype) -> Product:
@@ -101,12 +99,14 @@ class Fp8Layer(nn.Module):
     Attributes:
         roles: its products in FP8.
         active: whether it is time for them; before, all are made in the activations' dtype.
+        first_micro_batch: of a step, whose weights may be quantized once for all micro-batches; None: not known.
     """
 
     def __init__(self):
         super().__init__()
         self.roles: frozenset[Role] = frozenset()
         self.active = True
+        self.first_micro_batch: bool | None = None
 
     def use(self, roles: frozenset[Role]) -> None:
         """Make these products in FP8 and the others in the activations' dtype."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from torch import nn
 
-from yxanul.config import Backend, Fallback, PrecisionConfig
+from yxanul.config import Fallback, PrecisionConfig, Recipe
 from yxanul.curriculum import Step
 from yxanul.errors import UserError
 from yxanul.precision.observe import Observation, Statistics, differences, observe
@@ -36,15 +36,15 @@ class Watch:
     _checked: set[bool] = field(default_factory=set, init=False)
 
     def begin(self, index: int) -> None:
-        """Before step `index` (0-based): from `precision.start_step` on FP8 is active."""
+        """Before step `index` (0-based): from `precision.start_step` on FP8 is active; weights have changed."""
         for layer in fp8_layers(self.model).values():
             layer.active = index >= self.config.start_step
+            layer.first_micro_batch = None
 
     def micro_batch(self, index: int) -> None:
         """Before micro-batch `index` of a step: after the first Transformer Engine need not quantize weights again."""
-        if self.fp8 is not None and self.fp8.backend is Backend.te:
-            for layer in fp8_layers(self.model).values():
-                layer.first_micro_batch = index == 0
+        for layer in fp8_layers(self.model).values():
+            layer.first_micro_batch = index == 0
 
     def phases(self, first: int) -> list[int]:
         """The steps from `first` on at which what runs changes: the first itself, and the beginning of FP8."""
@@ -62,7 +62,12 @@ class Watch:
         ]
 
     def due(self, index: int) -> bool:
-        """Whether a look is due: at a start, when FP8 begins, and every `precision.watch_every` steps of it."""
+        """Whether a look is due: at a start, when FP8 begins, and every `precision.watch_every` steps of it.
+
+        Never with delayed scaling, whose history a look would move.
+        """
+        if self.fp8 is not None and self.fp8.recipe is Recipe.delayed:
+            return False
         return self._active(index) not in self._checked or self._scheduled(index)
 
     def _active(self, index: int) -> bool:

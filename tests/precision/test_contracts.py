@@ -239,7 +239,9 @@ def test_tokens_are_padded_and_gradients_are_float32(backend, tokens, rows, dtyp
         (out**2).sum().backward()
     assert backend.seen == [(rows, True, None)]
     assert layer.weight.grad.dtype == torch.float32
-    torch.testing.assert_close((found, x.grad, layer.weight.grad), (expected, y.grad, weight.grad))
+    torch.testing.assert_close(
+        (found, x.grad, layer.weight.grad), (expected, y.grad, weight.grad), rtol=2e-2, atol=1e-2
+    )
 
 
 def test_nothing_but_the_weight_is_kept(backend):

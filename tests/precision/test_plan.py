@@ -156,7 +156,7 @@ def test_transformer_engine_pads_no_weights(planned):
     products = planned(CUDA, backend=Backend.te, select="all", model={"intermediate_size": 24})
     in_fp8 = {name.split(".", 2)[2] for (name, _), each in formats(products).items() if each == "fp8"}
     assert in_fp8 == {"attention.qkv", "attention.out", "feed_forward.gate_up"}
-    assert "Transformer Engine needs sizes that are multiples of 16" in {each.reason for each in products}
+    assert any(each.reason.endswith("Transformer Engine needs sizes that are multiples of 16") for each in products)
 
 
 def test_without_fp8_the_reason_is_given(planned):

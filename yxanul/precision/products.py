@@ -62,8 +62,6 @@ def fp8_product(multiply: Multiply, how: Operands, dtype: torch.dtype) -> Produc
     return product
 
 
-
-
 def plain_product(dtype: torch.dtype) -> Product:
     """A product in the activations' dtype."""
     return lambda left, right: left.to(dtype) @ right.to(dtype).T

@@ -4,7 +4,7 @@ A format has so few exponents that values are first brought into its range: each
 scale that puts its largest magnitude at the format's largest number. How far a scale reaches (the whole matrix, a
 row, 128 places of a row, a square of 128 by 128) is what recipes differ in.
 
-Codes are made by clamping first: a cast of a larger float32 gives NaN in torch 2.11 and saturates in 2.13.
+Codes are made by clamping first: what a cast makes of larger numbers differs between devices and versions of torch.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,6 @@ from enum import Enum
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-SMALLEST_AMAX = 2.0**-100
-"""Blocks of smaller magnitude are scaled as if it were theirs: their scale would leave float32's normal numbers."""
-
 
 class Format(Enum):
     """E4M3: 3 bits of mantissa up to 448; E5M2: 2 bits up to 57344 (arXiv 2209.05433)."""
@@ -47,10 +43,6 @@ class Scaling:
     columns: int | None
     power_of_two: bool = False
 
-    def block(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The block's size in a matrix of this shape."""
-        return self.rows or shape[0], self.columns or shape[1]
-
 
 @dataclass(frozen=True)
 class Quantized:
@@ -79,23 +71,29 @@ def quantize(matrix: Tensor, fp8: Format, scaling: Scaling) -> Quantized:
         matrix: (rows, columns), of a floating dtype.
     """
     rows, columns = matrix.shape
+    largest = torch.finfo(fp8.value).max  # torch.compile takes numbers of modules and objects for variables
     blocks = _in_blocks(matrix, scaling)
     amax = blocks.abs().amax(dim=(1, 3)).float()
-    scales = amax.clamp(min=SMALLEST_AMAX) / fp8.largest
+    # Smaller magnitudes are scaled as if they were this one: their scale would leave float32's normal numbers.
+    scales = amax.clamp(min=2.0**-100) / largest
     if scaling.power_of_two:
         scales = scales.log2().ceil().exp2()
     divided = blocks.float() / scales[:, None, :, None]
-    codes = divided.clamp(-fp8.largest, fp8.largest).to(fp8.value)
+    codes = divided.clamp(-largest, largest).to(fp8.value)
     return Quantized(codes.flatten(2).flatten(0, 1)[:rows, :columns].contiguous(), scales, scaling)
 
 
 def _in_blocks(matrix: Tensor, scaling: Scaling) -> Tensor:
     """(rows of blocks, rows of a block, columns of blocks, columns of a block), padded with zeros."""
-    rows, columns = scaling.block(tuple(matrix.shape))
-    return pad(matrix, rows, columns).unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+    padded = pad(matrix, scaling.rows or 1, scaling.columns or 1)
+    blocks = padded.unflatten(1, (-1, scaling.columns)) if scaling.columns else padded.unsqueeze(1)
+    return blocks.unflatten(0, (-1, scaling.rows)) if scaling.rows else blocks.unsqueeze(0)
 
 
 def pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """The matrix with zeros below and to its right, to multiples of these; itself if it needs none."""
+    """The matrix with zeros below and to its right, to multiples of these; itself if it needs none.
+
+    Compiled, nothing is copied anyway, and torch 2.11 cannot trace the question.
+    """
     below, right = -matrix.size(0) % rows, -matrix.size(1) % columns
-    return F.pad(matrix, (0, right, 0, below)) if below or right else matrix
+    return F.pad(matrix, (0, right, 0, below)) if torch.compiler.is_compiling() or below or right else matrix

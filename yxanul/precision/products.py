@@ -57,7 +57,7 @@ def fp8_product(multiply: Multiply, how: Operands, dtype: torch.dtype) -> Produc
         rows, columns = left.size(0), right.size(0)
         left, right = pad(left, of_rows, of_summed), pad(right, of_columns, of_summed)
         found = multiply(quantize(left, how.left_format, how.left), quantize(right, how.right_format, how.right), dtype)
-        return found[:rows, :columns]
+        return found if found.shape == (rows, columns) else found[:rows, :columns]
 
     return product
 

@@ -18,8 +18,6 @@ def compile_layers(model: Transformer) -> None:
     # All models of a process share these functions' graphs, and each needs a few: with and without gradients, with and
     # without recomputation.
     torch._dynamo.config.recompile_limit = 64
-    # Only the number of tokens is open: with dynamic=True a Python number would be, too, and FP8's ranges are numbers.
-    torch._dynamo.config.specialize_float = True
     for block in model.blocks:
         block.before = torch.compile(block.before, fullgraph=True, dynamic=True)
         block.after = torch.compile(block.after, fullgraph=True, dynamic=True)

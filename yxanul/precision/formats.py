@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
 class Format(Enum):
     """E4M3: 3 bits of mantissa up to 448; E5M2: 2 bits up to 57344 (arXiv 2209.05433)."""
 

@@ -167,7 +167,10 @@ def test_saturation_makes_a_layer_leave(watch):
     assert name in left and any("of its weight is saturated" in message for message in messages(rows))
 
 
-def test_layers_that_left_before_a_restart_stay_out(watch):
+@pytest.mark.parametrize("units", [True, False])
+def test_layers_that_left_before_a_restart_stay_out(watch, monkeypatch, units):
+    """Also on a CPU without bf16 units, where they compute in float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
     watched = watch()
     watched.leave_fp8(["blocks.0.attention.qkv", "blocks.1.feed_forward.down"])
     rows, _ = watched.look(STEP, forward_backward(watched))

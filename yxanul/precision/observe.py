@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yxanul.config import Backend, Recipe
 from yxanul.precision.formats import Format, Scaling, quantize
-from yxanul.precision.plan import FP8, PlannedProduct, fp8_layers
+from yxanul.precision.plan import FP8, PlannedProduct, base_format, fp8_layers
 from yxanul.precision.recipes import Operands, Role, aligned, operands, shape
 from yxanul.precision.support import Choice
 
@@ -159,16 +159,17 @@ def differences(planned: Sequence[PlannedProduct], observation: Observation, fp8
     Transformer Engine multiplies below torch's dispatcher: its products are held to be in FP8 where none of their shape
     was seen in the activations' dtype.
     """
+    base = base_format(planned)
     expected: Counter[Key] = Counter()
     fallen_back: dict[Key, str] = {}
     for product in planned:
-        if not product.name.startswith("blocks."):
+        if not product.in_layers:
             continue
         role, sizes = Role(product.role), (observation.tokens, product.n, product.k)
         if product.format != FP8:
             expected[key(product.format, *shape(role, *sizes))] += 1
             continue
-        fallen_back[key("bf16", *shape(role, *sizes))] = product.name
+        fallen_back[key(base, *shape(role, *sizes))] = product.name
         if fp8.backend is not Backend.te:
             expected[key(FP8, *aligned(fp8.recipe, role, *sizes))] += 1
     seen = observation.products
@@ -179,4 +180,4 @@ def differences(planned: Sequence[PlannedProduct], observation: Observation, fp8
         if seen[each] < count
     ]
     silent = {each: name for each, name in fallen_back.items() if seen[each] and not expected[each]}
-    return lines + [f"{name} was planned in fp8 and ran in bf16" for name in silent.values()]
+    return lines + [f"{name} was planned in fp8 and ran in {base}" for name in silent.values()]

@@ -55,6 +55,11 @@ class PlannedProduct:
     reason: str
     speedup: float | None = None
 
+    @property
+    def in_layers(self) -> bool:
+        """Whether it is of a layer's matrix, and so may be in FP8."""
+        return self.name.startswith("blocks.")
+
 
 @dataclass(frozen=True)
 class _Decision:
@@ -170,6 +175,11 @@ def time_left(products: Sequence[PlannedProduct]) -> float:
     """The share of the products' time in the activations' dtype that is left with what was timed; FP8 that was not
     is taken to gain nothing."""
     return sum(product.share / (product.speedup or 1) for product in products)
+
+
+def base_format(products: Sequence[PlannedProduct]) -> str:
+    """The activations' dtype: the format of what is never in FP8."""
+    return next(product.format for product in products if not product.in_layers)
 
 
 def totals(products: Sequence[PlannedProduct]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from yxanul.config import Fallback, PrecisionConfig, Recipe
 from yxanul.curriculum import Step
 from yxanul.errors import UserError
 from yxanul.precision.observe import Observation, Statistics, differences, observe
-from yxanul.precision.plan import FP8, PlannedProduct, fp8_layers
+from yxanul.precision.plan import FP8, PlannedProduct, base_format, fp8_layers
 from yxanul.precision.support import Choice
 from yxanul.tracking import EventRow, PrecisionRow
 
@@ -53,11 +53,11 @@ class Watch:
 
     def leave_fp8(self, names: Sequence[str]) -> None:
         """Have these layers run in the activations' dtype from here on."""
-        layers = fp8_layers(self.model)
+        base, layers = base_format(self.planned), fp8_layers(self.model)
         for name in set(names) & layers.keys():
             layers[name].use(frozenset())
         self.planned = [
-            replace(each, format="bf16", reason="left FP8 in training") if each.name in names else each
+            replace(each, format=base, reason="left FP8 in training") if each.name in names else each
             for each in self.planned
         ]
 
@@ -110,9 +110,8 @@ class Watch:
 
     def _compare(self, index: int, seen: Observation) -> list[str]:
         """In a line what FP8 ran, or what is not as planned; a run without FP8 that is as planned is silent."""
-        base = next(each.format for each in self.planned if not each.name.startswith("blocks."))
-        active = self._active(index)
-        planned = self.planned if active else [replace(each, format=base) for each in self.planned]
+        base = base_format(self.planned)
+        planned = self.planned if self._active(index) else [replace(each, format=base) for each in self.planned]
         found = differences(planned, seen, self.fp8)
         if found and self.config.fallback is Fallback.error:
             raise UserError(f"precision.fallback=error: {found[0]}")
@@ -120,7 +119,7 @@ class Watch:
             return [f"precision is NOT as planned: {'; '.join(found)}"]
         if self.fp8 is None:
             return []
-        formats = [each.format for each in planned if each.name.startswith("blocks.")]
+        formats = [each.format for each in planned if each.in_layers]
         return [
             f"precision as planned: {formats.count(FP8)} of {len(formats)} products in the layers ran in {self.fp8}"
         ]

@@ -401,7 +401,8 @@ def test_a_download_that_is_begun(look, monkeypatch, tmp_path):
 
 
 def test_the_tokenizer(look, small_tokenizer, monkeypatch, tmp_path):
-    assert said(look(), "text", "tokenizer") == ("info", "would be trained on 300.0 kB of the data")
+    fresh = look(f"data.cache={tmp_path}")
+    assert said(fresh, "text", "tokenizer") == ("info", "would be trained on 300.0 kB of the data")
     published = ("tokenizer=gpt2", "tokenizer.vocab_size=512")
     assert said(look(*published), "text", "tokenizer")[1].startswith("would be downloaded from ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -434,20 +435,20 @@ def test_what_is_prepared(look, change, tmp_path):
 
 
 def test_a_full_disk(look, tmp_path, monkeypatch):
-    state, words = said(look(), "disk", "run")
+    fresh = f"data.cache={tmp_path / 'cache'}"
+    state, words = said(look(fresh), "disk", "run")
     assert state == "ok" and words.startswith("3 checkpoints take up to ") and "GB free in" in words
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
     line = f"hydra.run.dir={tmp_path / 'outputs' / 'run'}: 3 checkpoints take up to "
-    assert the_problem(look()).startswith(line) and the_problem(look()).endswith(
-        "make room there, or name another folder"
-    )
+    found = the_problem(look(fresh))
+    assert found.startswith(line) and found.endswith("make room there, or name another folder")
     held = tmp_path / "outputs" / "run" / "checkpoints" / ".step-00000001.tmp"
     held.mkdir(parents=True)
     with (held / "model.safetensors").open("wb") as file:
         file.truncate(10**9)
-    assert problems(look()) == [], "what is there already needs no room"
+    assert problems(look(fresh)) == [], "what is there already needs no room"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert the_problem(look()).startswith("data.cache="), "there is no room for the tokens"
+    assert the_problem(look(fresh)).startswith("data.cache="), "there is no room for the tokens"
 
 
 def test_a_folder_that_cannot_be_written(look, tmp_path, monkeypatch):

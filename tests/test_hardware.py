@@ -26,7 +26,16 @@ MEGABYTE = 2**20
 def config(memory_gb=1.0, peak=None, device=Device.cpu, **micro_batch):
     """Entries of `micro_batch` are given as n128=4."""
     entries = {name[1:]: count for name, count in micro_batch.items()}
-    return HardwareConfig(device, memory_gb, PeakConfig(peak, peak and 2 * peak), 0.4, entries, "auto", 0.0)
+    return HardwareConfig(
+        device=device,
+        memory_gb=memory_gb,
+        compute_capability=None,
+        peak_tflops=PeakConfig(peak, peak and 2 * peak),
+        utilization=0.4,
+        micro_batch=entries,
+        compile="auto",
+        recompute=0.0,
+    )
 
 
 def per_token(number):

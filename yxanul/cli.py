@@ -12,9 +12,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,6 +26,8 @@ from yxanul import composition
 from yxanul.composition import config_dir
 from yxanul.config import Config
 from yxanul.errors import UserError
+from yxanul.sweep import launcher
+from yxanul.sweep.runs import record_outcome
 from yxanul.validation import validate
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -37,6 +41,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     can mend. With `--multirun` it is the worst status of the jobs.
     """
     composition.register()
+    launcher.register()
     OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -47,15 +52,28 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     def job(composed: DictConfig) -> None:
         nonlocal started
         started = True
+        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if sweeping:
+            record_outcome(folder, None)
+        status = 1
         try:
             config = composition.parse(composed, kind)
             validate(config)
-            statuses.append(task(config))
+            status = task(config)
         except (UserError, OmegaConfBaseException, OSError) as error:
             if full_error or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
                 raise
-            statuses.append(1)  # and the other jobs of a sweep go on
-            report(error, kind)
+            report(error, kind)  # and the other jobs of a sweep go on
+        except KeyboardInterrupt:
+            status = 128 + signal.SIGINT
+            raise
+        finally:
+            if sweeping:
+                record_outcome(folder, status)
+        statuses.append(status)
+        if sweeping and status > 128:
+            raise KeyboardInterrupt  # a signal stops the sweep, not only the run that received it
 
     try:
         job()
@@ -63,7 +81,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        ours = started and not isinstance(error, (HydraException, OmegaConfBaseException))
+        ours = started and not isinstance(error, (UserError, HydraException, OmegaConfBaseException))
         if full_error or ours:
             raise
         report(error, kind)

@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from yxanul.config import BenchmarkConfig, CompareConfig, Config, InspectConfig
 from yxanul.errors import ConfigError
+from yxanul.sweep import config as sweep_config
+from yxanul.sweep.runs import sweep_name
 
 KINDS = {
     "schema": Config,
@@ -31,6 +33,9 @@ NOT_IDENTITY = ("hydra", "tracking", "checkpoint")
 
 NOT_TEXT = ("cache", "on_error", "workers", "part", "parts")
 """Keys of data that do not change what the text is."""
+
+NOT_HARDWARE = ("nodes", "gpus_per_node")
+"""Keys of hardware that change nothing in what a run computes: it goes on with another number of processes."""
 
 
 def parse(config: DictConfig, schema: type[Config] = Config) -> Config:
@@ -111,6 +116,7 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that a run computes from: two runs that differ in it are two runs."""
     kept = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
     kept["data"] = {key: value for key, value in kept["data"].items() if key not in NOT_TEXT}
+    kept["hardware"] = {key: value for key, value in kept["hardware"].items() if key not in NOT_HARDWARE}
     return kept
 
 
@@ -142,8 +148,10 @@ def config_dir() -> Path:
 
 
 def register() -> None:
-    """Make the schema and the `${run_name:}` resolver known to Hydra; harmless when repeated."""
+    """Make the schemas and the resolvers of the names of runs and sweeps known to Hydra; harmless when repeated."""
     store = ConfigStore.instance()
     for name, schema in KINDS.items():
         store.store(name, _writable(schema))
+    sweep_config.register()
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda *, _root_: sweep_name(_root_), replace=True)

@@ -1,0 +1,274 @@
+"""Hydra's launchers of a sweep: in this process, in processes of their own, or as jobs of a SLURM cluster.
+
+All of them put the runs on the sweep's list first, leave finished runs alone, go on when one fails, and end with
+the table of states.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from yxanul.errors import UserError
+from yxanul.reporting.sweep_table import logs, shown, sweep_table
+from yxanul.sweep import scheduler
+from yxanul.sweep.job import CommandJob
+from yxanul.sweep.runs import LAUNCHER, JobRecord, launcher_of, record_job, record_launcher, record_runs, varied
+from yxanul.sweep.states import sweep_states
+from yxanul.sweep.wait import Wait, on_hang_up
+
+PLUGINS = "hydra_plugins.yxanul"
+"""This module's second name: Hydra takes plugins only from that package, also those that are registered from code."""
+
+IN_BACKGROUND = "YXANUL_IN_BACKGROUND"
+"""Set in the process that a detached launcher leaves behind."""
+
+NOT_OF_THE_RUN = ("hydra.sweep", "hydra/sweeper", "hydra.run.", "hydra.mode", "hydra.launcher", "hydra/launcher")
+"""Overrides that a run of the sweep is not to be started with."""
+
+
+class InThisProcess(BasicLauncher):
+    """Hydra's basic launcher, under whose name it stands."""
+
+    __module__ = PLUGINS
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=_pinned(config))
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        sweep = Path(self.config.hydra.sweep.dir)
+        _plan(self.hydra_context, self.config, job_overrides, initial_job_idx, sweep)
+        try:
+            with _launching(sweep):
+                return super().launch(job_overrides, initial_job_idx)
+        finally:
+            report(sweep, Console())
+
+
+class Submitit(Launcher):
+    """What the launchers have in common that submit a job for each run.
+
+    Args:
+        settings: of conf/hydra/launcher/.
+    """
+
+    __module__ = PLUGINS
+
+    def __init__(self, **settings: object) -> None:
+        self.settings = OmegaConf.create(settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, _pinned(config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit what is not finished or on its way, and wait for it unless told not to.
+
+        Raises:
+            UserError: not all runs finished.
+        """
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        console, sweep = Console(), Path(self.config.hydra.sweep.dir)
+        runs = _plan(self.context, self.config, job_overrides, initial_job_idx, sweep)
+        if self.settings.detach and self._detach(sweep, console):
+            return []
+        arguments = dict(zip(runs, job_overrides, strict=True))
+        numbers = {name: initial_job_idx + index for index, name in enumerate(runs)}
+
+        def submit(name: str, slot: int) -> JobRecord:
+            folder = (sweep / name).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            job = CommandJob(
+                f"yxanul.{self.config.hydra.job.name}",
+                (*_flags(self.config), *arguments[name], *self._hydra_overrides(folder, numbers[name])),
+                folder,
+            )
+            record = self.submit(job, slot)
+            record_job(folder, record)
+            return record
+
+        detach, failed = self.settings.detach, []
+        try:
+            with _launching(sweep), on_hang_up(KeyboardInterrupt):
+                wait = Wait(sweep, runs, submit, console, self.settings.parallel, self.settings.poll_seconds)
+                try:
+                    wait.submit_all() if detach else wait.until_ended()
+                except BaseException:
+                    wait.cancel()
+                    raise
+                failed = wait.failed
+        finally:
+            report(sweep, console)
+        if detach:
+            _say_how_to_look(sweep, console)
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(runs)} runs did not finish; mend what their logs say, "
+                "and the same command starts only those"
+            )
+        return []
+
+    def submit(self, job: CommandJob, slot: int) -> JobRecord:
+        """Hand a run to the scheduler; `slot` counts the runs that are on their way at the same time."""
+        raise NotImplementedError
+
+    def _detach(self, sweep: Path, console: Console) -> bool:
+        """Leave the launching to another process; False where the scheduler can be left alone with all runs."""
+        return False
+
+    def _hydra_overrides(self, folder: Path, number: int) -> list[str]:
+        asked = self.config.hydra.overrides.hydra
+        kept = [override for override in asked if not override.lstrip("+~").startswith(NOT_OF_THE_RUN)]
+        return [*kept, f"hydra.run.dir={_quoted(folder)}", f"hydra.job.num={number}", f"hydra.job.id={number}"]
+
+
+class OnThisMachine(Submitit):
+    """`hydra/launcher=submitit_local`: each run in processes of its own."""
+
+    __module__ = PLUGINS
+
+    def submit(self, job: CommandJob, slot: int) -> JobRecord:
+        each = self.settings.gpus_per_task
+        count = None if each is None else each * self.settings.tasks_per_node
+        gpus = None if count is None else ",".join(str(slot * count + index) for index in range(count))
+        return scheduler.submit_local(job, self.settings, gpus)
+
+    def _detach(self, sweep: Path, console: Console) -> bool:
+        """Start the same command in the background; it waits, and starts one run after the other."""
+        if os.environ.pop(IN_BACKGROUND, None):
+            self.settings.detach = False
+            return False
+        log = sweep / "sweep.log"
+        command = [sys.executable, "-m", f"yxanul.{self.config.hydra.job.name}", *sys.argv[1:]]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | {IN_BACKGROUND: "1", "HYDRA_FULL_ERROR": "0"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        record_launcher(sweep, process.pid)
+        console.print(
+            f"process {process.pid} starts the runs from the background; it writes {shown(log)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        _say_how_to_look(sweep, console)
+        return True
+
+
+class OnSlurm(Submitit):
+    """`hydra/launcher=slurm`: each run as a job of the cluster."""
+
+    __module__ = PLUGINS
+
+    def submit(self, job: CommandJob, slot: int) -> JobRecord:
+        return scheduler.submit_slurm(job, self.settings)
+
+    def _detach(self, sweep: Path, console: Console) -> bool:
+        if self.settings.parallel is not None:
+            raise UserError("hydra.launcher.detach=true: nobody stays to count; leave hydra.launcher.parallel at null")
+        return False
+
+
+def register() -> None:
+    """Make the launchers known to Hydra; harmless when repeated."""
+    plugins = Plugins.instance()  # which looks for an installed hydra_plugins
+    sys.modules.setdefault(PLUGINS.partition(".")[0], ModuleType(PLUGINS.partition(".")[0]))
+    sys.modules[PLUGINS] = sys.modules[__name__]
+    for launcher in (InThisProcess, OnThisMachine, OnSlurm):
+        plugins.register(launcher)
+    basic = {"_target_": f"{PLUGINS}.{InThisProcess.__name__}"}
+    ConfigStore.instance().store("basic", basic, group="hydra/launcher")
+
+
+def report(sweep: Path, console: Console) -> None:
+    """Print where the runs of a sweep stand."""
+    states = sweep_states(sweep)
+    console.print(sweep_table(sweep, states), highlight=False)
+    console.print(logs(states), highlight=False, soft_wrap=True, end="")
+
+
+@contextmanager
+def _launching(sweep: Path) -> Iterator[None]:
+    """Be the process that starts the sweep's runs.
+
+    Raises:
+        UserError: another one is.
+    """
+    other = launcher_of(sweep)
+    if other not in (None, os.getpid()):
+        raise UserError(
+            f"{sweep}: process {other} is running this sweep; python -m yxanul.sweep wait|cancel {shown(sweep)}"
+        )
+    record_launcher(sweep, os.getpid())
+    try:
+        yield
+    finally:
+        (sweep / LAUNCHER).unlink(missing_ok=True)
+
+
+def _plan(
+    context: HydraContext, config: DictConfig, overrides: Sequence[Sequence[str]], first: int, sweep: Path
+) -> list[str]:
+    """The folders' names of the runs, which are put on the sweep's list.
+
+    Raises:
+        UserError: two runs have the same folder.
+    """
+    names = []
+    for index, each in enumerate(overrides):
+        run = context.config_loader.load_sweep_config(config, list(each))
+        with open_dict(run):
+            run.hydra.job.id = run.hydra.job.num = first + index
+        name = str(OmegaConf.select(run, "hydra.sweep.subdir"))
+        if name in names:
+            raise UserError(
+                f"{name}: two runs of the sweep ({' '.join(overrides[names.index(name)])}, {' '.join(each)}) have this "
+                "folder; they are the same run, or hydra.sweep.subdir does not tell them apart"
+            )
+        names.append(name)
+    record_runs(sweep, dict(zip(names, varied(overrides), strict=True)))
+    return names
+
+
+def _pinned(config: DictConfig) -> DictConfig:
+    """The sweep's configuration, which its runs are composed from, with the sweep's folder as it is now.
+
+    Each run has overrides of its own, and would make another name of them.
+    """
+    with open_dict(config):
+        config.hydra.sweep.dir = config.hydra.sweep.dir
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
+    return config
+
+
+def _flags(config: DictConfig) -> list[str]:
+    """Hydra's flags that say where the configuration comes from."""
+    folders = [each.path for each in config.hydra.runtime.config_sources if each.provider == "command-line"]
+    name = f"--config-name={config.hydra.job.config_name}"
+    return [name, *(f"--config-dir={folder}" for folder in folders)]
+
+
+def _quoted(path: Path | str) -> str:
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _say_how_to_look(sweep: Path, console: Console) -> None:
+    console.print(
+        f"\npython -m yxanul.sweep status {shown(sweep)}     and wait, logs, cancel", highlight=False, soft_wrap=True
+    )

@@ -35,6 +35,8 @@ def config(memory_gb=1.0, peak=None, device=Device.cpu, **micro_batch):
         micro_batch=entries,
         compile="auto",
         recompute=0.0,
+        nodes=1,
+        gpus_per_node=1,
     )
 
 

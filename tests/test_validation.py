@@ -84,7 +84,7 @@ POSITIVE = {
     ],
     "tokenizer": ["vocab_size", "transition", "train_bytes", "bytes_per_token"],
     "curriculum": ["max_step_tokens", "max_seq_len"],
-    "hardware": ["memory_gb", "utilization", "compute_capability"],
+    "hardware": ["memory_gb", "utilization", "compute_capability", "nodes", "gpus_per_node"],
     "precision": ["watch_every", "max_saturation", "max_error"],
     "hardware.peak_tflops": ["fp32", "bf16"],
     "optimizer": ["lr", "eps"],

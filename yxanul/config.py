@@ -187,6 +187,8 @@ class HardwareConfig:
     micro_batch: Any  # "auto", or sequence length -> sequences at once on a device or "auto"
     compile: Any  # torch.compile for the layers: true, false, or "auto": where it pays, on a GPU
     recompute: float  # share of the layers that compute their feed-forward again instead of keeping it, 0..1
+    nodes: int  # to plan for, and with more than one GPU in all to insist on; training takes what it is started with
+    gpus_per_node: int
 
 
 @dataclass(frozen=True)

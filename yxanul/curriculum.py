@@ -95,6 +95,10 @@ def plan(
     first_token = 0
     for number, (stage, count) in enumerate(zip(stages, counts, strict=True)):
         size = stage.step_tokens
+        if count == 0:
+            continue
+        if size % (stage.seq_len * world_size):
+            raise ValueError(_cannot_share(curriculum, number, stage, world_size))
         shares = split_evenly(size // stage.seq_len, micro_batch(stage.seq_len), world_size)
         for _ in range(count):
             lr = peak_lr * stage.lr_scale * learning_rate(schedule, first_token + size / 2, total)
@@ -112,6 +116,19 @@ def plan(
             )
             first_token += size
     return steps
+
+
+def _cannot_share(curriculum: CurriculumConfig, number: int, stage: Stage, world_size: int) -> str:
+    """Why a stage's step cannot be shared, with the key that decides on its tokens and the nearest that would do."""
+    cap, unit = curriculum.max_step_tokens, stage.seq_len * world_size
+    capped = cap is not None and cap < curriculum.stages[number].step_tokens
+    key = "curriculum.max_step_tokens" if capped else f"curriculum.stages.{number}.step_tokens"
+    sequences, below = stage.step_tokens // stage.seq_len, stage.step_tokens // unit * unit
+    nearest = " or ".join(str(tokens) for tokens in (below, below + unit) if tokens)
+    return (
+        f"{key}={stage.step_tokens}: a step of stage {number + 1} has {sequences} sequences of "
+        f"{stage.seq_len} tokens, which {world_size} processes cannot share evenly; {nearest} would do"
+    )
 
 
 def split_evenly(sequences: int, at_most: int, world_size: int = 1) -> tuple[int, ...]:

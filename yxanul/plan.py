@@ -21,7 +21,8 @@ def plan(config: Config) -> int:
 
     device = hardware.planned_device(config.hardware.device)
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
-    Console().print(plan_table(make_plan(config, device, precision)))
+    devices = config.hardware.nodes * config.hardware.gpus_per_node
+    Console().print(plan_table(make_plan(config, device, precision, devices)))
     return 0
 
 

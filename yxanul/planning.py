@@ -5,7 +5,6 @@ Made from the configuration and the device alone; the training command makes the
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -55,8 +54,9 @@ class RunPlan:
         products: every matrix product of a training step and what it runs in.
         fp8: what makes products in FP8, None if nothing does.
         fp8_lost: why FP8 that was asked for does not run; None if it does or was not asked for.
-        memory_limit: bytes of the device.
-        peak_flops: FLOP/s that utilization is measured against.
+        device: in words, with their number where several processes share the steps.
+        memory_limit: bytes of one device.
+        peak_flops: FLOP/s that utilization is measured against, of all devices together.
     """
 
     steps: list[curriculum.Step]
@@ -87,8 +87,11 @@ class RunPlan:
         return plain
 
 
-def make_plan(config: Config, device: torch.device, precision: Precision) -> RunPlan:
+def make_plan(config: Config, device: torch.device, precision: Precision, world_size: int = 1) -> RunPlan:
     """Plan the run of a validated configuration.
+
+    Args:
+        world_size: processes, each with such a device, that share every step.
 
     Raises:
         UserError: the budget holds no step, or a kernel that is named cannot run here.
@@ -96,10 +99,16 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
     vocab = config.tokenizer.vocab_size
     dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
     compiled = _compiles(config, device, precision)
-    memory = partial(training_bytes, config, dtype, device.type, compiled)
+    buckets = 4 * count.parameters(config.model, vocab) if world_size > 1 else 0  # of gradients on their way
+
+    def memory(tokens: int, tile: int = 0) -> int:
+        return training_bytes(config, dtype, device.type, compiled, tokens, tile) + buckets
+
     micro_batch = hardware.micro_batches(config.hardware, device, memory)
     try:
-        steps = curriculum.plan(config.curriculum, config.train, config.schedule, config.optimizer.lr, micro_batch)
+        steps = curriculum.plan(
+            config.curriculum, config.train, config.schedule, config.optimizer.lr, micro_batch, world_size
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     rows: dict[int, int] = {}
@@ -110,7 +119,7 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
     kernels = choose_kernels(config, device, precision.dtype, rows, compiled)
     timed = timer(config.precision, precision, device, compiled)
     products = plan_products(config.precision, precision, config.model, vocab, rows, tokens_of, timed)
-    peak = hardware.peak_flops(config.hardware, device, precision.dtype)
+    peak = world_size * hardware.peak_flops(config.hardware, device, precision.dtype)
     speed = peak * config.hardware.utilization / time_left(products)
     stages = []
     for index, of_stage in curriculum.stage_steps(steps).items():
@@ -149,7 +158,7 @@ def make_plan(config: Config, device: torch.device, precision: Precision) -> Run
         products=products,
         fp8=precision.fp8,
         fp8_lost=precision.lost,
-        device=hardware.describe(device),
+        device=f"{world_size} x {hardware.describe(device)}" if world_size > 1 else hardware.describe(device),
         memory_limit=hardware.memory_bytes(config.hardware, device),
         peak_flops=peak,
     )

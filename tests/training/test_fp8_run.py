@@ -50,6 +50,7 @@ def test_it_says_that_it_is_emulated(finished):
     assert "% emulated fp8" in printed
     assert result(folder)["computes"] == "emulated fp8 (tensorwise) over bf16"
     assert 0.3 < result(folder)["flops_by_format"]["fp8"] < 1
+    assert {row["mfu"] for row in rows(folder, "train")} == {None}
 
 
 def test_what_ran_is_recorded_when_each_phase_begins(finished):

@@ -28,6 +28,7 @@ from yxanul.optim.build import build_optimizers
 from yxanul.tracking import Record, Tracker, read_rows
 from yxanul.training import checkpoint, loop
 from yxanul.training.checkpoint import TrainState
+from yxanul.training.distributed import World
 from yxanul.training.evaluation import Score
 from yxanul.training.loop import Trainer
 from yxanul.training.signals import StopRequest
@@ -213,8 +214,8 @@ def test_a_stream_that_breaks_the_plan_is_noticed(trainer):
     mine = trainer()
 
     class Short:
-        def micro_batch(self, step, index):
-            batch = mine.stream.micro_batch(step, index)
+        def micro_batch(self, step, index, rank):
+            batch = mine.stream.micro_batch(step, index, rank)
             return replace(batch, tokens=batch.tokens[:-1], targets=batch.targets[:-1]) if step.index == 3 else batch
 
     with pytest.raises(AssertionError):
@@ -385,6 +386,24 @@ def test_one_sequence_that_does_not_fit_ends_the_run_in_a_line(trainer):
         mine.train(TrainState(), StopRequest())
     assert "\n" not in str(error.value)
     assert rows(mine)[-1]["kind"] == "train"
+
+
+class OfTwo(World):
+    """One of two processes, without the other."""
+
+    def parallel(self, model):
+        return model
+
+    def largest(self, number):
+        return number
+
+
+def test_a_process_of_several_that_runs_out_of_memory_ends_the_run_with_advice(trainer):
+    """The others may be waiting for its gradients already, so there is no second attempt."""
+    mine = trainer(world=OfTwo(1, 1, 2))
+    exhaust(mine, 10)
+    with pytest.raises(UserError, match=r"on process 1 at step 1 with 4 sequences of 4 .* hardware.micro_batch.4=2"):
+        mine.train(TrainState(), StopRequest())
 
 
 # Warming up

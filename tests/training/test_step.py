@@ -28,7 +28,7 @@ class Numbers:
     """A stream of such micro-batches."""
 
     @staticmethod
-    def micro_batch(step: Step, index: int) -> MicroBatch:
+    def micro_batch(step: Step, index: int, rank: int) -> MicroBatch:
         return micro_batch(step, index)
 
 

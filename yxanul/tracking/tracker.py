@@ -10,16 +10,18 @@ from yxanul.tracking.sink import SafeSink
 class Tracker:
     """Writes each row to the record, then shows it to the sinks.
 
-    An error of the record is an error of the run and is raised; sinks have none, they are safe.
+    An error of the record is an error of the run and is raised; sinks have none, they are safe. Without a record,
+    as in all processes of a run but the first, rows go to the sinks alone.
     """
 
-    def __init__(self, record: Record, sinks: Sequence[SafeSink]) -> None:
+    def __init__(self, record: Record | None, sinks: Sequence[SafeSink]) -> None:
         self._record = record
         self._sinks = sinks
 
     def log(self, row: Row) -> None:
         """Record a row, then show it."""
-        self._record.append(row)
+        if self._record is not None:
+            self._record.append(row)
         for sink in self._sinks:
             sink.log(row)
 
@@ -28,6 +30,7 @@ class Tracker:
 
         `summary` is the result of a finished run, None if the run was cut short.
         """
-        self._record.close()
+        if self._record is not None:
+            self._record.close()
         for sink in self._sinks:
             sink.close(summary)

@@ -3,6 +3,9 @@
 It decides nothing. Lengths, tokens, learning rates and clipping come from the plan, data from the stream by
 step number, and what is seen is held against what was planned. Only when memory runs out does it cut the
 micro-batches of what is left in two: the mathematics stays.
+
+Several processes share each step: every one takes its sequences, the gradients meet in the backward of the last
+micro-batch, and from then on all do the same.
 """
 
 import math
@@ -13,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from yxanul import hardware
 from yxanul.config import CheckpointConfig
@@ -25,6 +29,7 @@ from yxanul.tracking import EvalRow, EventRow, Tracker, TrainRow
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.compilation import graphs_compiled
+from yxanul.training.distributed import ALONE, World
 from yxanul.training.evaluation import Score
 from yxanul.training.signals import StopRequest
 from yxanul.training.step import Batch, Found, add_gradient, feed, update
@@ -42,8 +47,10 @@ class Trainer:
         attention_of: sequence length -> the kernel of its attention.
         flops_per_token: sequence length -> FLOPs of training on one token.
         score: evaluates the model on the held-out text, and how many bytes that is.
+        peak_flops: FLOP/s that utilization is measured against; None: it would mean nothing.
         max_bad_steps: non-finite steps in a row that end the run.
         watch: of its precision, None to go without.
+        world: the processes that share each step. All but the first have a tracker that shows nothing.
         warm: whether to take every shape through the model once before the clock starts, for a device or a
             compiler that takes its time at a first call; `warm_up_seconds` says how long that was.
     """
@@ -61,13 +68,18 @@ class Trainer:
     score: Callable[[], Score]
     eval_bytes: int
     flops_per_token: Callable[[int], float]
-    peak_flops: float
+    peak_flops: float | None
     max_bad_steps: int
     watch: Watch | None = None
+    world: World = ALONE
     warm: bool = False
     warm_up_seconds: float = 0.0
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False, repr=False)
     _graphs: int = field(default=0, init=False)
+    _parallel: nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._parallel = self.world.parallel(self.model)
 
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, Score | None]:
         """Execute the steps after `state.step`, to the end or until `stop` is set; a checkpoint is saved either way.
@@ -111,7 +123,7 @@ class Trainer:
 
     def _feed(self, first: int) -> Iterator[Batch]:
         places = [(step, index) for step in self.steps[first:] for index in range(len(step.micro_batches))]
-        return feed(self.stream, self.attention_of, places, self.device)
+        return feed(self.stream, self.attention_of, places, self.device, self.world.rank)
 
     def _warm_up(self, first: int) -> None:
         """A micro-batch of every shape to come, forward and backward, and an optimizer step that changes nothing."""
@@ -134,7 +146,10 @@ class Trainer:
         self.model.zero_grad()
 
     def _look(self, index: int, state: TrainState) -> TrainState:
-        """Let the watch see step `index` before it is taken, and act on it."""
+        """Let the watch see step `index` before it is taken, and act on it.
+
+        All processes look at the first's sequences: so they see and do the same without a word.
+        """
         if self.watch is None:
             return state
         self.watch.begin(index)
@@ -163,26 +178,40 @@ class Trainer:
         nats = torch.zeros((), device=self.device)
         tokens = num_bytes = 0
         for index, sequences in enumerate(step.micro_batches):
-            if stop.signal is not None:
+            if stop.asked(self.world):
                 return None, 0
             if self.watch:
                 self.watch.micro_batch(index)
             batch = next(self._batches)
             assert len(batch.targets) == sequences * step.seq_len
-            nats += add_gradient(self.model, batch, step.tokens)
+            last = index == len(step.micro_batches) - 1
+            model = self._parallel if last else self.model
+            nats += add_gradient(model, batch, step.tokens / self.world.size)  # the mean over processes is taken of it
             tokens += len(batch.targets)
             num_bytes += batch.bytes
+        tokens *= self.world.size
         assert tokens == step.tokens, f"step {step.index} saw {tokens} tokens and {step.tokens} were planned"
-        return nats, num_bytes
+        self.world.add_up(nats)
+        return nats, self.world.total(num_bytes)
 
     def _within_memory(self, index: int, attempt: Callable):
         """What `attempt` returns; each time that memory runs out, the micro-batches from step `index` on are halved."""
         while True:
             try:
                 return attempt()
-            except torch.OutOfMemoryError:
-                pass  # what the failed attempt held is free only when the handler is left
+            except torch.OutOfMemoryError as error:
+                # what the failed attempt held is free only when the handler is left
+                if self.world.size > 1:  # the others may be waiting for this one's gradients already
+                    raise UserError(self._too_large(index)) from error
             self._halve(index)
+
+    def _too_large(self, index: int) -> str:
+        step = self.steps[index]
+        most = max(step.micro_batches)
+        return (
+            f"out of memory on process {self.world.rank} at step {index + 1} with {most} sequences of {step.seq_len} "
+            f"tokens; set hardware.micro_batch.{step.seq_len}={max(1, most // 2)}"
+        )
 
     def _halve(self, index: int) -> None:
         self.model.zero_grad()
@@ -247,7 +276,7 @@ class Trainer:
                 grad_norm=grad_norm,
                 tokens_per_second=speed,
                 bytes_per_second=found.bytes / seconds,
-                mfu=speed * self.flops_per_token(step.seq_len) / self.peak_flops,
+                mfu=speed * self.flops_per_token(step.seq_len) / self.peak_flops if self.peak_flops else None,
                 memory_gb=hardware.memory_in_use(self.device),
                 seconds=state.seconds,
             )
@@ -276,6 +305,6 @@ class Trainer:
         return score
 
     def _save(self, state: TrainState) -> None:
-        if state.step > 0:
+        if state.step > 0 and self.world.first:
             checkpoint.save(self.checkpoint_folder, state, self.model, self.optimizers, self.checkpoint.keep)
         self._mark = time.perf_counter()

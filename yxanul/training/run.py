@@ -23,7 +23,7 @@ from yxanul.config import Config, WandbMode
 from yxanul.data.preparation import whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
-from yxanul.errors import UserError
+from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path, locked, write_json
 from yxanul.kernels import attention_of
 from yxanul.model import count
@@ -48,6 +48,7 @@ from yxanul.tracking import (
 )
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
+from yxanul.training.distributed import ToldElsewhere, World, joined
 from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
 from yxanul.training.loop import Trainer
 from yxanul.training.setup import build_model
@@ -69,15 +70,33 @@ class Text:
 
 
 def train_run(config: Config, folder: Path, console: Console) -> int:
-    """Train the run that lives in `folder`, from its last checkpoint if it has one.
+    """Train the run that lives in `folder`, from its last checkpoint if it has one, with the processes that there are.
 
     Returns:
-        The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop.
+        The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop, 1 on a
+        process that leaves because the first has an error to tell.
 
     Raises:
         UserError: the data, the tokenizer, a checkpoint or the device cannot be used, or the folder holds
             another run.
     """
+    device = hardware.select_device(config.hardware.device)
+    try:
+        with joined(device) as world:
+            return _train_together(config, folder, device, world, console if world.first else Console(quiet=True))
+    except ToldElsewhere:
+        return 1
+
+
+def _train_together(config: Config, folder: Path, device: torch.device, world: World, console: Console) -> int:
+    with ExitStack() as stack:
+        if world.from_first(lambda: _finished_or_ours(config, folder, world, stack, console)):
+            return 0
+        return _train(config, folder, device, world, console)
+
+
+def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitStack, console: Console) -> bool:
+    """Whether there is nothing left to do; else the folder is held until `stack` is closed."""
     _refuse_another_run(config, folder)
     result_file = folder / "result.json"
     if result_file.exists():
@@ -86,9 +105,22 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
             f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}",
             soft_wrap=True,
         )
-        return 0
-    with run_lock(folder):
-        return _train(config, folder, console)
+        return True
+    _refuse_another_number(config, world)
+    stack.enter_context(run_lock(folder))
+    return False
+
+
+def _refuse_another_number(config: Config, world: World) -> None:
+    """A run for which several GPUs are named does not begin on one because its launcher was forgotten."""
+    nodes, gpus = config.hardware.nodes, config.hardware.gpus_per_node
+    if nodes * gpus not in (1, world.size):
+        raise ConfigError(
+            "hardware.gpus_per_node",
+            gpus,
+            f"with hardware.nodes={nodes} asks for {nodes * gpus} processes, and there are {world.size}; "
+            "start one a GPU by torchrun or srun, or leave both keys at 1",
+        )
 
 
 def _refuse_another_run(config: Config, folder: Path) -> None:
@@ -107,25 +139,28 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
         )
 
 
-def _train(config: Config, folder: Path, console: Console) -> int:
-    device = hardware.select_device(config.hardware.device)
+def _train(config: Config, folder: Path, device: torch.device, world: World, console: Console) -> int:
     hardware.keep_freed_memory(device)
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
-    plan = make_plan(config, device, precision)
+    plan = world.from_first(lambda: make_plan(config, device, precision, world.size))  # it may be timed: one for all
     console.print(plan_table(plan))
-    text = read_text(config, console)
+    text = world.after_first(lambda: read_text(config, console))
     _say_epochs(plan, text.corpus, console)
 
     model = build_model(config, plan, precision, device)
     attention = attention_of(plan.kernels, device, precision.dtype)
     optimizers = build_optimizers(model, config.optimizer)
-    state = _resume(config, folder, plan, model, optimizers, device, text, console)
-    with atomic_path(folder / "config.yaml") as path:
-        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
-    write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
+    state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, device, text, console))
+    if state != world.from_first(lambda: state):
+        raise UserError(f"{folder}: process {world.rank} does not find the checkpoint of process 0; share the folder")
+    tracker = Tracker(None, [])
+    if world.first:
+        with atomic_path(folder / "config.yaml") as path:
+            path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+        write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
+        tracker = _tracker(config, folder, plan, state, console)
     watch = Watch(model, config.precision, plan.products, plan.fp8)
     watch.leave_fp8(state.left_fp8)
-    tracker = _tracker(config, folder, plan, state, console)
     trainer = Trainer(
         model=model,
         optimizers=optimizers,
@@ -137,12 +172,15 @@ def _train(config: Config, folder: Path, console: Console) -> int:
         checkpoint_folder=folder / "checkpoints",
         checkpoint=config.checkpoint,
         evaluate_every=config.evaluate.every,
-        score=lambda: evaluate(model, text.held_out, device, attention(text.held_out.context)),
+        score=lambda: world.from_first(
+            lambda: evaluate(model, text.held_out, device, attention(text.held_out.context))
+        ),
         eval_bytes=text.held_out.bytes,
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
-        peak_flops=plan.peak_flops,
+        peak_flops=None if plan.emulated else plan.peak_flops,
         max_bad_steps=config.train.max_bad_steps,
         watch=watch,
+        world=world,
         warm=plan.kernels.compiled or device.type == "cuda",
     )
     result = None
@@ -151,7 +189,7 @@ def _train(config: Config, folder: Path, console: Console) -> int:
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
             score = score or _late_score(trainer, state, folder)
-            result = _finish(config, folder, plan, text, trainer, state, score)
+            result = world.from_first(lambda: _finish(config, folder, plan, text, trainer, state, score))
     finally:
         tracker.close(result)
     if result is None:
@@ -261,9 +299,12 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
 
 def _late_score(trainer: Trainer, state: TrainState, folder: Path) -> Score:
     """The last evaluation of a run that was killed after its last checkpoint; its row may be recorded already."""
-    rows = read_rows(folder / "metrics.jsonl")
-    recorded = any(row["kind"] == "eval" and row["step"] == state.step for row in rows)
-    return trainer.score() if recorded else trainer.evaluate(state)
+
+    def recorded() -> bool:
+        rows = read_rows(folder / "metrics.jsonl")
+        return any(row["kind"] == "eval" and row["step"] == state.step for row in rows)
+
+    return trainer.score() if trainer.world.from_first(recorded) else trainer.evaluate(state)
 
 
 def _finish(

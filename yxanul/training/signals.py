@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from yxanul.training.distributed import World
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -13,6 +15,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+
+    def asked(self, world: World) -> bool:
+        """Whether any process of the run was asked; all of them then know by which signal. All must call this."""
+        number = world.largest(self.signal or 0)
+        if number and self.signal is None:
+            self.signal = signal.Signals(number)
+        return number > 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

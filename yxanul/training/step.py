@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yxanul.curriculum import Step
 from yxanul.data.stream import MicroBatch, Stream, prefetch
@@ -61,18 +61,19 @@ def feed(
     attention_of: Callable[[int], Attention],
     places: Iterable[tuple[Step, int]],
     device: torch.device,
+    rank: int = 0,
 ) -> Iterator[Batch]:
-    """The micro-batches at `places` (step, index) on the device, each made ahead by a background thread."""
+    """A process's micro-batches at `places` (step, index) on the device, each made ahead by a background thread."""
 
     def make(place: tuple[Step, int]) -> Batch:
-        batch = make_batch(stream.micro_batch(*place), attention_of(place[0].seq_len))
+        batch = make_batch(stream.micro_batch(*place, rank), attention_of(place[0].seq_len))
         return batch.map(Tensor.pin_memory) if device.type == "cuda" else batch
 
     for batch in prefetch(make, places, PREFETCH):
         yield batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def add_gradient(model: Transformer, batch: Batch, step_tokens: int) -> Tensor:
+def add_gradient(model: nn.Module, batch: Batch, step_tokens: float) -> Tensor:
     """Add the gradient of the micro-batch's share of the step's mean loss; returns its summed loss in nats."""
     loss = model(batch.packed, batch.targets)
     (loss / step_tokens).backward()

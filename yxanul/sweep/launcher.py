@@ -48,6 +48,8 @@ class InThisProcess(BasicLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=_pinned(config))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self.config.hydra.sweep.subdir == ".":  # of a command whose runs have no folders, and so no states
+            return super().launch(job_overrides, initial_job_idx)
         sweep = Path(self.config.hydra.sweep.dir)
         _plan(self.hydra_context, self.config, job_overrides, initial_job_idx, sweep)
         try:

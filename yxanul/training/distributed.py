@@ -237,6 +237,7 @@ def _guard(world: World, store: dist.Store) -> Iterator[None]:
         raise
     finally:
         leaving.set()
+        thread.join(5 * GUARD_SECONDS)  # one that asks the store while Python ends would abort the process
 
 
 def _failed(store: dist.Store) -> bool:

@@ -52,7 +52,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     def job(composed: DictConfig) -> None:
         nonlocal started
         started = True
-        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN and HydraConfig.get().sweep.subdir != "."
         folder = Path(HydraConfig.get().runtime.output_dir)
         if sweeping:
             record_outcome(folder, None)

@@ -17,11 +17,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from yxanul import diagnosis
 from yxanul.composition import config_dir, parse, register
 from yxanul.config import Config
 from yxanul.data import preparation
-from yxanul.diagnosis import Finding, State, diagnose, problems
+from yxanul.diagnosis import composed, machine
+from yxanul.diagnosis.diagnose import diagnose
+from yxanul.diagnosis.findings import BROKEN, Finding, State, problems
 from yxanul.precision import support
 from yxanul.reporting.doctor_table import doctor_table, verdict
 
@@ -53,7 +54,7 @@ def installed(monkeypatch, **versions: str) -> None:
     real = importlib.metadata.version
 
     def version(distribution: str) -> str:
-        if distribution not in diagnosis.LIBRARIES.values():
+        if distribution not in machine.LIBRARIES.values():
             return real(distribution)
         if distribution.replace("-", "_") in versions:
             return versions[distribution.replace("-", "_")]
@@ -87,7 +88,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(diagnosis, "try_device", lambda device: None)
+        monkeypatch.setattr(composed, "try_device", lambda device: None)
 
     return put
 
@@ -139,7 +140,7 @@ def test_a_bare_machine_has_no_problem(look, tmp_path):
     findings = look()
     assert problems(findings) == []
     assert set(tmp_path.rglob("*")) == before, "nothing is left behind"
-    assert {finding.topic for finding in findings} == {topic for topic, _ in diagnosis.PROBES}
+    assert {finding.topic for finding in findings} == {topic for topic, _ in (*machine.PROBES, *composed.PROBES)}
     assert all(finding.words and "\n" not in finding.words for finding in findings)
 
 
@@ -171,7 +172,7 @@ def test_a_gpu_that_does_not_answer_is_a_problem_only_for_those_who_use_it(look,
     gpu()
     lost = RuntimeError("CUDA error: the GPU is lost\nmore of it")
     monkeypatch.setattr(torch.cuda, "get_device_properties", raising(lost))
-    monkeypatch.setattr(diagnosis, "try_device", lambda device: raising(lost)() if device.type == "cuda" else None)
+    monkeypatch.setattr(composed, "try_device", lambda device: raising(lost)() if device.type == "cuda" else None)
     line = "RuntimeError: CUDA error: the GPU is lost; mend that, or choose hardware=cpu"
     assert the_problem(look("hardware.memory_gb=8")) == line
     findings = look("hardware.device=cpu")
@@ -180,9 +181,9 @@ def test_a_gpu_that_does_not_answer_is_a_problem_only_for_those_who_use_it(look,
 
 
 def test_the_device_is_tried():
-    diagnosis.try_device(torch.device("cpu"))
-    with pytest.raises(diagnosis.BROKEN):
-        diagnosis.try_device(torch.device("cuda", 99))
+    composed.try_device(torch.device("cpu"))
+    with pytest.raises(BROKEN):
+        composed.try_device(torch.device("cuda", 99))
 
 
 def test_a_cuda_device_that_is_named_and_not_here(look, gpu):
@@ -214,10 +215,10 @@ def test_compilers(look, monkeypatch, tmp_path):
 
 
 def test_libraries(look, monkeypatch):
-    assert {said(look(), "libraries", name) for name in diagnosis.LIBRARIES} == {("info", "not installed")}
+    assert {said(look(), "libraries", name) for name in machine.LIBRARIES} == {("info", "not installed")}
     installed(monkeypatch, flash_attn="2.8", liger_kernel="0.8", torchao="0.14", triton="3.7", transformer_engine="2.9")
     monkeypatch.setattr(support, "transformer_engine_missing", lambda: None)
-    versions = [said(look(), "libraries", name) for name in diagnosis.LIBRARIES]
+    versions = [said(look(), "libraries", name) for name in machine.LIBRARIES]
     assert versions == [("ok", version) for version in ("3.7", "2.9", "2.8", "0.14", "0.8")]
     monkeypatch.setattr(support, "transformer_engine_missing", lambda: "it does not load")
     assert said(look(), "libraries", "Transformer Engine") == ("info", "2.9; it does not load")
@@ -312,7 +313,7 @@ def test_kernels(look, gpu, monkeypatch):
 
 def test_a_library_that_is_installed_and_broken(look, gpu, monkeypatch):
     gpu(9.0)
-    monkeypatch.setattr(diagnosis, "attentions", raising(ImportError("undefined symbol: _ZN3c104cuda")))
+    monkeypatch.setattr(composed, "attentions", raising(ImportError("undefined symbol: _ZN3c104cuda")))
     assert the_problem(look()) == "ImportError: undefined symbol: _ZN3c104cuda; mend that, or choose hardware=cpu"
 
 

@@ -224,7 +224,7 @@ def test_suggested_head_counts_are_valid_and_nearest(valid, data):
     for count in suggested:
         repaired = change(config, {"model.num_heads": count})
         if count % kv_heads == 0:
-            validate(repaired)
+            assert validate(repaired) is None
         else:
             assert refusal(repaired).startswith("model.num_kv_heads=")
 
@@ -233,10 +233,10 @@ def test_suggested_head_counts_are_valid_and_nearest(valid, data):
 def test_suggested_kv_head_counts_are_valid(valid, heads, kv_heads):
     config = change(valid, {"model.hidden_size": 2 * heads, "model.num_heads": heads, "model.num_kv_heads": kv_heads})
     if heads % kv_heads == 0:
-        validate(config)
+        assert validate(config) is None
         return
     for count in suggestions(refusal(config)):
-        validate(change(config, {"model.num_kv_heads": count}))
+        assert validate(change(config, {"model.num_kv_heads": count})) is None
 
 
 @given(shares=st.lists(st.floats(1e-4, 0.5), min_size=2, max_size=12))
@@ -249,7 +249,7 @@ def test_the_suggested_last_share_is_valid(valid, shares):
     assert bool(found) == (math.fsum(shares[:-1]) < 1)
     if found:
         repaired = tuple(stage(share=share) for share in [*shares[:-1], float(found[1])])
-        validate(change(config, {"curriculum.stages": repaired}))
+        assert validate(change(config, {"curriculum.stages": repaired})) is None
 
 
 @given(st.floats(1e-6, 1e-4).map(lambda excess: 1 + excess) | st.floats(1e-6, 1e-4).map(lambda lack: 1 - lack))
@@ -264,7 +264,7 @@ def test_the_suggested_step_is_valid(valid, seq_len, step_tokens):
     config = change(valid, {"curriculum.stages": (stage(seq_len, step_tokens),)})
     suggested = int(re.search(r"for example (\d+)$", refusal(config))[1])
     assert abs(suggested - step_tokens) <= seq_len
-    validate(change(config, {"curriculum.stages": (stage(seq_len, suggested),)}))
+    assert validate(change(config, {"curriculum.stages": (stage(seq_len, suggested),)})) is None
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=5), cap=st.integers(1, 63))
@@ -275,8 +275,8 @@ def test_both_ways_out_of_a_small_cap_are_valid(valid, lengths, cap):
     at_least, shorter = map(
         int, re.search(r"at least (\d+), or curriculum.max_seq_len=(\d+)", refusal(config)).groups()
     )
-    validate(change(config, {"curriculum.max_step_tokens": at_least}))
-    validate(change(config, {"curriculum.max_seq_len": shorter}))
+    assert validate(change(config, {"curriculum.max_step_tokens": at_least})) is None
+    assert validate(change(config, {"curriculum.max_seq_len": shorter})) is None
 
 
 @given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=5), positions=st.integers(1, 199))
@@ -285,4 +285,4 @@ def test_the_way_out_of_too_few_positions_is_valid(valid, lengths, positions):
     stages = tuple(stage(length, length, 1 / len(lengths)) for length in lengths)
     config = change(valid, {"curriculum.stages": stages, "model.max_seq_len": positions})
     suggested = int(re.search(r"curriculum.max_seq_len=(\d+)", refusal(config))[1])
-    validate(change(config, {"curriculum.max_seq_len": suggested}))
+    assert validate(change(config, {"curriculum.max_seq_len": suggested})) is None

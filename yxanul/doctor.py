@@ -18,7 +18,8 @@ from yxanul.config import Config
 def doctor(config: Config) -> int:
     from rich.console import Console
 
-    from yxanul.diagnosis import diagnose, problems
+    from yxanul.diagnosis.diagnose import diagnose
+    from yxanul.diagnosis.findings import problems
     from yxanul.reporting.doctor_table import doctor_table, verdict
 
     findings = diagnose(config, run_folder())

@@ -4,6 +4,7 @@ Made from the configuration and the device alone; the training command makes the
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,40 +112,16 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    rows: dict[int, int] = {}
-    tokens_of: dict[int, int] = {}
-    for step in steps:
-        rows[step.seq_len] = max(rows.get(step.seq_len, 0), max(step.micro_batches) * step.seq_len)
-        tokens_of[step.seq_len] = tokens_of.get(step.seq_len, 0) + step.tokens
+    rows, tokens = _by_length(steps)
     kernels = choose_kernels(config, device, precision.dtype, rows, compiled)
     timed = timer(config.precision, precision, device, compiled)
-    products = plan_products(config.precision, precision, config.model, vocab, rows, tokens_of, timed)
+    products = plan_products(config.precision, precision, config.model, vocab, rows, tokens, timed)
     peak = world_size * hardware.peak_flops(config.hardware, device, precision.dtype)
     speed = peak * config.hardware.utilization / time_left(products)
-    stages = []
-    for index, of_stage in curriculum.stage_steps(steps).items():
-        first, tokens = of_stage[0], sum(step.tokens for step in of_stage)
-        attention = kernels.attention[first.seq_len]
-        tile = tile_tokens(first.seq_len) if attention == "bmm" else 0
-        flops = tokens * count.training_flops_per_token(config.model, vocab, first.seq_len)
-        stages.append(
-            StagePlan(
-                stage=index + 1,
-                seq_len=first.seq_len,
-                steps=len(of_stage),
-                sequences=first.tokens // first.seq_len,
-                micro_batches=len(first.micro_batches),
-                step_tokens=first.tokens,
-                tokens=tokens,
-                bytes=round(tokens * config.tokenizer.bytes_per_token),
-                attention=attention,
-                peak_lr=max(step.lr for step in of_stage),
-                grad_clip=first.grad_clip,
-                memory_bytes=memory(max(first.micro_batches) * first.seq_len, tile),
-                flops=flops,
-                seconds=flops / speed,
-            )
-        )
+    stages = [
+        _plan_stage(config, number, of_stage, kernels, memory, speed)
+        for number, of_stage in curriculum.stage_steps(steps).items()
+    ]
     return RunPlan(
         steps=steps,
         stages=stages,
@@ -161,6 +138,52 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         device=f"{world_size} x {hardware.describe(device)}" if world_size > 1 else hardware.describe(device),
         memory_limit=hardware.memory_bytes(config.hardware, device),
         peak_flops=peak,
+    )
+
+
+def _by_length(steps: Sequence[curriculum.Step]) -> tuple[dict[int, int], dict[int, int]]:
+    """By sequence length: tokens of the largest micro-batch, and of all steps."""
+    rows: dict[int, int] = {}
+    tokens: dict[int, int] = {}
+    for step in steps:
+        rows[step.seq_len] = max(rows.get(step.seq_len, 0), max(step.micro_batches) * step.seq_len)
+        tokens[step.seq_len] = tokens.get(step.seq_len, 0) + step.tokens
+    return rows, tokens
+
+
+def _plan_stage(
+    config: Config,
+    number: int,
+    steps: Sequence[curriculum.Step],
+    kernels: Kernels,
+    memory: Callable[[int, int], int],
+    speed: float,
+) -> StagePlan:
+    """A stage (0-based) in figures.
+
+    Args:
+        memory: tokens of a micro-batch and of a tile of attention -> predicted bytes.
+        speed: FLOP/s that are expected.
+    """
+    first, tokens = steps[0], sum(step.tokens for step in steps)
+    attention = kernels.attention[first.seq_len]
+    tile = tile_tokens(first.seq_len) if attention == "bmm" else 0
+    flops = tokens * count.training_flops_per_token(config.model, config.tokenizer.vocab_size, first.seq_len)
+    return StagePlan(
+        stage=number + 1,
+        seq_len=first.seq_len,
+        steps=len(steps),
+        sequences=first.tokens // first.seq_len,
+        micro_batches=len(first.micro_batches),
+        step_tokens=first.tokens,
+        tokens=tokens,
+        bytes=round(tokens * config.tokenizer.bytes_per_token),
+        attention=attention,
+        peak_lr=max(step.lr for step in steps),
+        grad_clip=first.grad_clip,
+        memory_bytes=memory(max(first.micro_batches) * first.seq_len, tile),
+        flops=flops,
+        seconds=flops / speed,
     )
 
 

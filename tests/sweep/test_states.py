@@ -38,17 +38,21 @@ def test_a_job_is_what_its_ranks_and_the_scheduler_say(tmp_path, statuses, seen,
 
 
 @pytest.mark.parametrize(
-    ("status", "process", "state"),
+    ("status", "changes", "state"),
     [
-        (None, os.getpid(), State.running),
-        (None, 2**22 + 1, State.failed),  # there is no such process
-        (0, 1, State.finished),
-        (1, 1, State.failed),
-        (130, 1, State.stopped),
+        (None, {}, State.running),
+        (None, {"pid": 2**22 + 1}, State.failed),  # there is no such process
+        (None, {"started": 1}, State.failed),  # its number has gone to another
+        (None, {"host": "elsewhere"}, State.running),  # for all that can be seen from here
+        (0, {"pid": 1}, State.finished),
+        (1, {"pid": 1}, State.failed),
+        (130, {"pid": 1}, State.stopped),
     ],
 )
-def test_a_run_of_the_basic_launcher_is_what_its_outcome_says(tmp_path, status, process, state):
-    write_json(tmp_path / runs.OUTCOME, {"status": status, "pid": process, "host": socket.gethostname()})
+def test_a_run_of_the_basic_launcher_is_what_its_outcome_says(tmp_path, status, changes, state):
+    """As this process says of itself, with changes."""
+    runs.record_outcome(tmp_path, status)
+    write_json(tmp_path / runs.OUTCOME, runs.read_json(tmp_path / runs.OUTCOME) | changes)
     assert run_state(tmp_path, "", None, "gone").state is state
 
 

@@ -245,7 +245,7 @@ def test_a_single_bit_of_the_manifest_is_noticed(two, tmp_path):
 
 
 def test_a_missing_checkpoint_is_named(setup, tmp_path):
-    refused(tmp_path / "step-00000001", *setup())
+    assert MANIFEST in refused(tmp_path / "step-00000001", *setup())
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ class SeenProducts(TorchDispatchMode):
 
 
 def key(format_: str, rows: int, columns: int, summed: int) -> Key:
+    """The key of a product of these sizes."""
     return format_, min(rows, columns), max(rows, columns), summed
 
 

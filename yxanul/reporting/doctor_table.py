@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from yxanul.diagnosis import Finding, State, problems
+from yxanul.diagnosis.findings import Finding, State, problems
 
 STYLES = {State.ok: "green", State.info: "dim", State.problem: "bold red"}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from yxanul.errors import UserError
-from yxanul.reporting.sweep_table import shown
 from yxanul.sweep import scheduler
 from yxanul.sweep.launcher import report
 from yxanul.sweep.runs import launcher_of, recorded_runs
 from yxanul.sweep.states import ON_ITS_WAY, State, sweep_states
+from yxanul.sweep.table import shown
 from yxanul.sweep.wait import Wait
 
 EPILOG = """\

@@ -7,6 +7,7 @@ the table of states.
 import os
 import subprocess
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from yxanul.errors import UserError
-from yxanul.reporting.sweep_table import logs, shown, sweep_table
 from yxanul.sweep import scheduler
 from yxanul.sweep.job import CommandJob
 from yxanul.sweep.runs import LAUNCHER, JobRecord, launcher_of, record_job, record_launcher, record_runs, varied
 from yxanul.sweep.states import sweep_states
+from yxanul.sweep.table import logs, shown, sweep_table
 from yxanul.sweep.wait import Wait, on_hang_up
 
 PLUGINS = "hydra_plugins.yxanul"
@@ -122,9 +123,9 @@ class Submitit(Launcher):
             )
         return []
 
+    @abstractmethod
     def submit(self, job: CommandJob, slot: int) -> JobRecord:
         """Hand a run to the scheduler; `slot` counts the runs that are on their way at the same time."""
-        raise NotImplementedError
 
     def _detach(self, sweep: Path, console: Console) -> bool:
         """Leave the launching to another process; False where the scheduler can be left alone with all runs."""

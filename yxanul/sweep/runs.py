@@ -39,6 +39,7 @@ class JobRecord:
     host: str
 
     def log(self, folder: Path, rank: int = 0) -> Path:
+        """What a rank printed, of the run in `folder`."""
         return folder / JOB / f"{self.id}_{rank}_log.out"
 
     def outcome(self, folder: Path, rank: int) -> Path:
@@ -91,16 +92,24 @@ def recorded_runs(sweep: Path) -> dict[str, str]:
 
 def record_launcher(sweep: Path, process: int) -> None:
     """Say which process starts the runs of a sweep."""
-    record = {"pid": process, "host": socket.gethostname(), "started": _start_time(process)}
-    write_json(sweep / LAUNCHER, record)
+    write_json(sweep / LAUNCHER, _process(process))
 
 
 def launcher_of(sweep: Path) -> int | None:
     """The process that is starting the runs of a sweep; None if there is none on this machine."""
     record = read_json(sweep / LAUNCHER)
-    if record is None or record["host"] != socket.gethostname() or record["started"] is None:
-        return None
-    return record["pid"] if _start_time(record["pid"]) == record["started"] else None
+    return record["pid"] if record and lives(record) else None
+
+
+def _process(process: int) -> dict[str, Any]:
+    """A process as records name it."""
+    return {"pid": process, "host": socket.gethostname(), "started": _start_time(process)}
+
+
+def lives(record: dict[str, Any]) -> bool:
+    """Whether the process of a record is alive on this machine."""
+    here = record["host"] == socket.gethostname() and record["started"] is not None
+    return here and _start_time(record["pid"]) == record["started"]
 
 
 def _start_time(process: int) -> int | None:
@@ -113,6 +122,7 @@ def _start_time(process: int) -> int | None:
 
 
 def record_job(folder: Path, job: JobRecord) -> None:
+    """Say which job was submitted for the run in `folder`."""
     write_json(folder / JOB / "job.json", asdict(job))
 
 
@@ -124,7 +134,7 @@ def recorded_job(folder: Path) -> JobRecord | None:
 
 def record_outcome(folder: Path, status: int | None) -> None:
     """Say that a run in this process has begun (None), or how it ended."""
-    write_json(folder / OUTCOME, {"status": status, "pid": os.getpid(), "host": socket.gethostname()})
+    write_json(folder / OUTCOME, {"status": status, **_process(os.getpid())})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yxanul.sweep import scheduler
 from yxanul.sweep.job import STOPPED
-from yxanul.sweep.runs import OUTCOME, JobRecord, launcher_of, read_json, recorded_job, recorded_runs
+from yxanul.sweep.runs import OUTCOME, JobRecord, launcher_of, lives, read_json, recorded_job, recorded_runs
 
 
 class State(Enum):
@@ -110,21 +110,11 @@ def _state_here(folder: Path) -> State:
     if outcome is None:
         return State.missing
     if outcome["status"] is None:
-        here = outcome["host"] == socket.gethostname()
-        return State.failed if here and not _exists(outcome["pid"]) else State.running
+        elsewhere = outcome["host"] != socket.gethostname()
+        return State.running if elsewhere or lives(outcome) else State.failed
     if outcome["status"] == 0:
         return State.finished
     return State.stopped if outcome["status"] > STOPPED else State.failed
-
-
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _log(folder: Path, job: JobRecord | None, outcomes: list[dict | None]) -> Path | None:

@@ -10,10 +10,10 @@ from types import FrameType
 from rich.console import Console
 
 from yxanul.errors import UserError
-from yxanul.reporting.sweep_table import shown
 from yxanul.sweep import scheduler
 from yxanul.sweep.runs import JobRecord, recorded_job, recorded_runs
 from yxanul.sweep.states import ON_ITS_WAY, RunState, State, run_state
+from yxanul.sweep.table import shown
 
 LOOKS = 3
 """How often in a row a job must be seen dead: a requeue, or a slow file system, looks like it for a moment."""

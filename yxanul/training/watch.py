@@ -14,6 +14,7 @@ from yxanul.curriculum import Step
 from yxanul.errors import UserError
 from yxanul.precision.observe import Observation, Statistics, differences, observe
 from yxanul.precision.plan import FP8, PlannedProduct, base_format, fp8_layers
+from yxanul.precision.products import Fp8Layer
 from yxanul.precision.support import Choice
 from yxanul.tracking import EventRow, PrecisionRow
 
@@ -34,16 +35,20 @@ class Watch:
     planned: Sequence[PlannedProduct]
     fp8: Choice | None
     _checked: set[bool] = field(default_factory=set, init=False)
+    _layers: dict[str, Fp8Layer] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._layers = fp8_layers(self.model)
 
     def begin(self, index: int) -> None:
         """Before step `index` (0-based): from `precision.start_step` on FP8 is active; weights have changed."""
-        for layer in fp8_layers(self.model).values():
+        for layer in self._layers.values():
             layer.active = index >= self.config.start_step
             layer.first_micro_batch = None
 
     def micro_batch(self, index: int) -> None:
         """Before micro-batch `index` of a step: after the first Transformer Engine need not quantize weights again."""
-        for layer in fp8_layers(self.model).values():
+        for layer in self._layers.values():
             layer.first_micro_batch = index == 0
 
     def phases(self, first: int) -> list[int]:
@@ -53,9 +58,9 @@ class Watch:
 
     def leave_fp8(self, names: Sequence[str]) -> None:
         """Have these layers run in the activations' dtype from here on."""
-        base, layers = base_format(self.planned), fp8_layers(self.model)
-        for name in set(names) & layers.keys():
-            layers[name].use(frozenset())
+        base = base_format(self.planned)
+        for name in set(names) & self._layers.keys():
+            self._layers[name].use(frozenset())
         self.planned = [
             replace(each, format=base, reason="left FP8 in training") if each.name in names else each
             for each in self.planned

@@ -1,27 +1,20 @@
-"""What this machine can do, and whether the composed run could start on it.
+"""Whether the composed run could start: its device, precision, kernels, plan, text, disk and tracking.
 
-Every finding is of a topic; a problem is what would stop the run, in words that say what to do. What can be asked
-of the run's own code is asked of it, so that the answer is the one that the run would get.
+What can be asked of the run's own code is asked of it, so that the answer is the one that the run would get.
 """
 
-import importlib.metadata
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from rich.filesize import decimal
 
-from yxanul import __version__, hardware
+from yxanul import hardware
 from yxanul.config import (
     AttentionKernel,
     Config,
@@ -35,60 +28,20 @@ from yxanul.data import documents
 from yxanul.data.documents import Part
 from yxanul.data.preparation import corpus_fingerprint, download_folder
 from yxanul.data.shards import shard_folder
-from yxanul.errors import ConfigError, UserError
-from yxanul.kernels import AUTO, compiles, find_compiler
+from yxanul.diagnosis.findings import Row, State, known
+from yxanul.errors import UserError
+from yxanul.kernels import AUTO
 from yxanul.model.count import parameters
 from yxanul.model.cuda_attention import attentions
 from yxanul.model.fused_loss import cross_entropy_kernels
 from yxanul.planning import make_plan
-from yxanul.precision import support
 from yxanul.precision.linear import Precision, build_precision
 from yxanul.tokenizer.load import Tokenizer, find_tokenizer, open_tokenizer
 from yxanul.tracking import wandb_mode
 from yxanul.training import checkpoint
 
-LIBRARIES = {
-    "Triton": "triton",
-    "Transformer Engine": "transformer-engine",
-    "flash-attn": "flash-attn",
-    "torchao": "torchao",
-    "Liger": "liger-kernel",
-}
-"""What a GPU may use beside torch: name -> distribution."""
-
 STATE_COPIES = 3
 """Numbers kept for each parameter: the weight and AdamW's two."""
-
-ANSWER_SECONDS = 10
-"""For nvidia-smi."""
-
-BROKEN = (RuntimeError, OSError, ImportError, AssertionError)
-"""What torch and the libraries for a GPU raise where a driver, a library or a build does not fit."""
-
-
-class State(Enum):
-    ok = "ok"
-    info = "info"
-    problem = "problem"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        topic, subject: what it is about.
-        words: what was found; of a problem the whole line, with what to do.
-    """
-
-    topic: str
-    subject: str
-    state: State
-    words: str
-
-
-Row = tuple[str, State, str]
-"""A finding without its topic."""
 
 
 @dataclass(frozen=True)
@@ -125,141 +78,6 @@ class Run:
         return self.text[2]
 
 
-def diagnose(config: Config, folder: Path) -> list[Finding]:
-    """All findings, by topic.
-
-    Args:
-        folder: of the run.
-    """
-    run = Run(config, folder)
-    findings: list[Finding] = []
-    with warnings.catch_warnings(action="ignore"):  # torch's on a driver; the finding says why CUDA is not there
-        for topic, probe in PROBES:
-            told = {finding.words for finding in problems(findings)}
-            found = [Finding(topic, *row) for row in _safely(probe, run)]
-            findings += [finding for finding in found if finding.words not in told]
-    return findings
-
-
-def problems(findings: list[Finding]) -> list[Finding]:
-    """Those that would stop the run from starting."""
-    return [finding for finding in findings if finding.state is State.problem]
-
-
-def _safely(probe: Callable[[Run], Iterator[Row]], run: Run) -> Iterator[Row]:
-    """The rows of a probe; what it raises is a problem."""
-    try:
-        yield from probe(run)
-    except UserError as error:
-        yield getattr(error, "key", ""), State.problem, str(error)
-    except BROKEN as error:
-        yield "", State.problem, f"{type(error).__name__}: {_first_line(error)}; mend that, or choose hardware=cpu"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _known(known: bool) -> State:
-    return State.ok if known else State.info
-
-
-# The machine
-
-
-def _software(run: Run) -> Iterator[Row]:
-    yield "yxanul", State.ok, f"{__version__} on Python {platform.python_version()}, {platform.platform()}"
-    cuda = torch.version.cuda
-    yield "torch", State.ok, f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
-
-
-def _gpus(run: Run) -> Iterator[Row]:
-    """The machine's, whether the run uses them or not: nothing about them is a problem in itself."""
-    reason = _why_no_cuda()
-    if reason:
-        seen = ", ".join(_nvidia_smi("name"))
-        advice = f"; nvidia-smi sees {seen}: install a torch and a driver that fit each other" if seen else ""
-        yield "CUDA", State.info, f"no GPU that torch can use ({reason}){advice}"
-        return
-    for index in range(torch.cuda.device_count()):
-        try:
-            gpu = torch.cuda.get_device_properties(index)
-        except BROKEN as error:
-            yield f"cuda:{index}", State.info, f"does not answer ({_first_line(error)})"
-            continue
-        memory = f"{gpu.total_memory / 2**30:.1f} GiB"
-        yield f"cuda:{index}", State.ok, f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory}"
-    driver = _nvidia_smi("driver_version")
-    yield "driver", _known(bool(driver)), driver[0] if driver else "not known: nvidia-smi does not answer"
-
-
-def _why_no_cuda() -> str | None:
-    """Why torch can use no GPU, in its own words; None if it can."""
-    try:
-        torch.cuda.init()
-    except BROKEN as error:
-        return _first_line(error)
-    return None if torch.cuda.is_available() else "none found"
-
-
-def _nvidia_smi(field: str) -> list[str]:
-    """A field of every GPU; none where there is no such program, or it fails."""
-    ask = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return answer.stdout.splitlines()
-
-
-def _processor(run: Run) -> Iterator[Row]:
-    memory = hardware.memory_bytes(replace(run.config.hardware, memory_gb=None), torch.device("cpu"))
-    cores = f"{os.cpu_count()} cores, of which torch uses {torch.get_num_threads()}"
-    yield "processor", State.ok, f"{hardware.processor()}, {memory / 2**30:.1f} GiB, {cores}"
-    units = [unit for unit in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(unit)]
-    yield "bf16 units", _known(bool(units)), ", ".join(units) or "none"
-
-
-def _compilers(run: Run) -> Iterator[Row]:
-    compiler = find_compiler(torch.device("cpu"))
-    yield "C++ compiler", _known(compiler is not None), compiler or "none"
-    compiled = compiles(run.config.hardware, run.device)
-    yield "torch.compile", State.ok, f"the layers would be {'compiled' if compiled else 'left as they are'}"
-
-
-def _libraries(run: Run) -> Iterator[Row]:
-    for name, distribution in LIBRARIES.items():
-        try:
-            version = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, State.info, "not installed"
-            continue
-        missing = support.transformer_engine_missing() if distribution == "transformer-engine" else None
-        yield name, _known(missing is None), f"{version}; {missing}" if missing else version
-
-
-def _fp8(run: Run) -> Iterator[Row]:
-    machine = support.machine(run.device, run.config.hardware.compute_capability)
-    for backend, recipes in support.RECIPES.items():
-        by_reason = defaultdict(list)
-        for recipe in recipes:
-            by_reason[support.why_not(backend, recipe, machine)].append(recipe.value)
-        for reason, names in by_reason.items():
-            words = f"{', '.join(names)}: {reason or ('can run' if machine.here else 'could run')}"
-            yield support.NAMES[backend], _known(reason is None), words
-    try:
-        choice = support.choose(replace(run.config.precision, fp8=True), machine)
-    except ConfigError as error:  # a problem only of a run in FP8; its precision says so
-        yield "precision=fp8", State.info, f"would not start: {error}"
-        return
-    words = f"would compute without FP8: {choice}" if isinstance(choice, str) else f"would compute in {choice}"
-    yield "precision=fp8", _known(not isinstance(choice, str)), words
-
-
-# The run
-
-
 def _device(run: Run) -> Iterator[Row]:
     device = hardware.select_device(run.config.hardware.device)
     try_device(device)
@@ -274,7 +92,7 @@ def try_device(device: torch.device) -> None:
 def _precision(run: Run) -> Iterator[Row]:
     precision = run.precision
     lost = f"; not in FP8: {precision.lost}" if precision.lost else ""
-    yield "computes in", _known(not lost), precision.computes + lost
+    yield "computes in", known(not lost), precision.computes + lost
 
 
 def _kernels(run: Run) -> Iterator[Row]:
@@ -308,7 +126,7 @@ def _plan(run: Run) -> Iterator[Row]:
     tokens = sum(stage.tokens for stage in plan.stages)
     memory = f"about {needed / 2**30:.1f} of {there / 2**30:.1f} GiB"
     advice = "; lower hardware.micro_batch.<length>" if needed > there else ""
-    yield "plan", _known(needed <= there), f"{len(plan.steps):,} steps, {tokens:,} tokens; {memory}{advice}"
+    yield "plan", known(needed <= there), f"{len(plan.steps):,} steps, {tokens:,} tokens; {memory}{advice}"
 
 
 def _start(run: Run) -> Iterator[Row]:
@@ -349,7 +167,7 @@ def _find_text(data: DataConfig) -> tuple[State, str, list[Part]]:
         return State.problem, f"data.path={data.path}: cannot be read ({error.strerror}); name another", []
     whole = data.expected_files in (None, len(files))
     count = f"{len(files):,}{'' if whole else f' of {data.expected_files:,}'} {'file' if len(files) == 1 else 'files'}"
-    return _known(whole), f"{count}, {size}, at {data.path}", parts
+    return known(whole), f"{count}, {size}, at {data.path}", parts
 
 
 def _download(data: DataConfig) -> tuple[State, str] | None:
@@ -454,16 +272,10 @@ def _tracking(run: Run) -> Iterator[Row]:
     mode = wandb_mode(run.config.tracking.wandb.mode.value, os.environ)
     key = bool(os.environ.get("WANDB_API_KEY"))
     words = f"{mode}; WANDB_API_KEY is {'set' if key else 'not set'}"
-    yield "wandb", _known(key or mode != WandbMode.online.value), words
+    yield "wandb", known(key or mode != WandbMode.online.value), words
 
 
 PROBES = (
-    ("software", _software),
-    ("GPU", _gpus),
-    ("CPU", _processor),
-    ("compilation", _compilers),
-    ("libraries", _libraries),
-    ("FP8", _fp8),
     ("run", _device),
     ("run", _precision),
     ("run", _kernels),
@@ -474,3 +286,4 @@ PROBES = (
     ("disk", _disk),
     ("tracking", _tracking),
 )
+"""Topic and probe, in the order in which they are told."""

@@ -2,9 +2,9 @@
 
 from rich.console import Console
 
-from yxanul.reporting.sweep_table import logs, sweep_table
 from yxanul.sweep.runs import JobRecord
 from yxanul.sweep.states import RunState, State
+from yxanul.sweep.table import logs, sweep_table
 
 
 def test_the_table_says_what_each_run_does(tmp_path):

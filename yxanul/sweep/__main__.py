@@ -69,7 +69,7 @@ def status(given: argparse.Namespace, console: Console) -> int:
 def wait(given: argparse.Namespace, console: Console) -> int:
     while launcher_of(given.sweep):
         time.sleep(given.poll)
-    looker = Wait(given.sweep, list(recorded_runs(given.sweep)), None, console, 0, given.poll)
+    looker = Wait(given.sweep, list(recorded_runs(given.sweep)), None, console, None, given.poll)
     looker.until_ended()
     report(given.sweep, console)
     return int(any(run.state is not State.finished for run in sweep_states(given.sweep)))

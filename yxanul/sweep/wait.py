@@ -28,7 +28,7 @@ class Wait:
     Args:
         sweep: its folder.
         runs: the names of the runs.
-        submit: starts a run, given its name and the lowest number that no run on its way has.
+        submit: starts a run, given its name and the lowest number that no run on its way has; None: none is started.
         console: told how each run ends.
         parallel: how many may be on their way at once; None for all.
         poll_seconds: between two looks at them.
@@ -67,7 +67,7 @@ class Wait:
 
     def submit_all(self) -> None:
         """Start what may be started now."""
-        while self.waiting and (self.parallel is None or len(self.jobs) < self.parallel):
+        while self.submit and self.waiting and (self.parallel is None or len(self.jobs) < self.parallel):
             name = self.waiting.pop(0)
             slot = next(number for number in range(len(self.jobs) + 1) if number not in self.slots.values())
             self._began(name, self.submit(name, slot), slot)

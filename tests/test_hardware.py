@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yxanul import hardware
-from yxanul.config import Device, HardwareConfig, PeakConfig
+from yxanul.config import Device, HardwareConfig, Parallel, PeakConfig
 from yxanul.errors import ConfigError
 from yxanul.hardware import MEMORY_SHARE, micro_batches, select_device
 
@@ -37,6 +37,9 @@ def config(memory_gb=1.0, peak=None, device=Device.cpu, **micro_batch):
         recompute=0.0,
         nodes=1,
         gpus_per_node=1,
+        parallel=Parallel.ddp,
+        gpu_bandwidth=None,
+        node_bandwidth=None,
     )
 
 

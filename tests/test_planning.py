@@ -35,10 +35,10 @@ RUN = (
 def planned(compose):
     """Plans the run of these tests, or another: `planned("hardware.micro_batch.2048=2")`."""
 
-    def plan(*overrides: str, run: tuple[str, ...] = RUN) -> RunPlan:
+    def plan(*overrides: str, run: tuple[str, ...] = RUN, processes: int = 1) -> RunPlan:
         config = compose(*run, *overrides)
         device = planned_device(config.hardware.device)
-        return make_plan(config, device, build_precision(config.precision, device))
+        return make_plan(config, device, build_precision(config.precision, device), processes)
 
     return plan
 
@@ -153,6 +153,37 @@ def test_a_peak_that_is_not_given_is_measured(planned, monkeypatch):
     assert planned("hardware.peak_tflops.fp32=null").peak_flops == 123e9
 
 
+# --- several processes
+
+
+def test_waiting_for_other_processes_comes_on_top_of_computing(planned):
+    one, two = planned(), planned("hardware.gpu_bandwidth=0.1", processes=2)
+    assert [stage.communication_seconds for stage in one.stages] == [0] * len(one.stages) and one.communication == 0
+    for alone, shared in zip(one.stages, two.stages, strict=True):
+        assert shared.compute_seconds == pytest.approx(alone.seconds / 2)
+        assert shared.seconds > shared.communication_seconds > 0
+    waiting, seconds = (sum(getattr(s, name) for s in two.stages) for name in ("communication_seconds", "seconds"))
+    assert two.communication == pytest.approx(waiting / seconds)
+    assert two.processes == 2 and two.uncounted is None
+
+
+def test_a_bandwidth_that_is_unknown_leaves_communication_uncounted(planned):
+    plan = planned(processes=2)
+    assert plan.uncounted == "hardware.gpu_bandwidth is unknown"
+    assert plan.communication == 0
+    assert planned().uncounted is None, "nothing to count"
+
+
+def test_fsdp_waits_more_the_more_micro_batches_there_are(planned):
+    slow = ("hardware.gpu_bandwidth=0.001", "hardware.node_bandwidth=0.001")
+    small, large = (
+        by_length(planned("hardware.parallel=fsdp", f"hardware.micro_batch.2048={size}", *slow, processes=2))[2048]
+        for size in (1, 2)
+    )
+    assert small.micro_batches == 2 * large.micro_batches
+    assert small.communication_seconds > 1.5 * large.communication_seconds
+
+
 # --- warnings
 
 
@@ -189,6 +220,8 @@ def test_the_record_is_json_with_figures_by_stage(planned):
     assert record["steps"] == len(plan.steps)
     assert record["tokens"] == sum(stage["tokens"] for stage in record["stages"]) == sum(s.tokens for s in plan.steps)
     assert [stage["seq_len"] for stage in record["stages"]] == [stage.seq_len for stage in plan.stages]
+    assert [stage["communication_seconds"] for stage in record["stages"]] == [0] * len(plan.stages)
+    assert (record["processes"], record["uncounted"]) == (1, None)
     assert record["parameters"] == plan.parameters > plan.layer_parameters == record["layer_parameters"]
 
 

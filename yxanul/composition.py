@@ -34,7 +34,7 @@ NOT_IDENTITY = ("hydra", "tracking", "checkpoint")
 NOT_TEXT = ("cache", "on_error", "workers", "part", "parts")
 """Keys of data that do not change what the text is."""
 
-NOT_HARDWARE = ("nodes", "gpus_per_node")
+NOT_HARDWARE = ("nodes", "gpus_per_node", "parallel", "gpu_bandwidth", "node_bandwidth")
 """Keys of hardware that change nothing in what a run computes: it goes on with another number of processes."""
 
 

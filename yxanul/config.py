@@ -72,6 +72,11 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Parallel(Enum):
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class AttentionKernel(Enum):
     auto = "auto"
     sdpa = "sdpa"
@@ -189,6 +194,9 @@ class HardwareConfig:
     recompute: float  # share of the layers that compute their feed-forward again instead of keeping it, 0..1
     nodes: int  # to plan for, and with more than one GPU in all to insist on; training takes what it is started with
     gpus_per_node: int
+    parallel: Parallel  # of several processes, each holds the whole model (ddp) or a share of it (fsdp)
+    gpu_bandwidth: Optional[float]  # GB/s one way from a GPU to another of its node; for predicted times; null: unknown
+    node_bandwidth: Optional[float]  # GB/s one way from a node to others, by all its network cards; likewise
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`python -m yxanul.plan group=choice key=value ...`: what the composed run would do, before it does it.
 
-Prints the stages with their steps, tokens, bytes of text, learning rates, memory and predicted time. Takes
-the same overrides as `yxanul.train`; reads no data and writes nothing. A GPU that is not here can be planned
-for: `hardware=h100`.
+Prints the stages with their steps, tokens, bytes of text, learning rates, memory and predicted time, and for
+several GPUs (`hardware.nodes`, `hardware.gpus_per_node`) how many pay. Takes the same overrides as
+`yxanul.train`; reads no data and writes nothing. A GPU that is not here can be planned for: `hardware=h100`.
 """
 
 import sys
@@ -18,11 +18,16 @@ def plan(config: Config) -> int:
     from yxanul.planning import make_plan
     from yxanul.precision.linear import build_precision
     from yxanul.reporting.plan_table import plan_table
+    from yxanul.reporting.scaling_table import scaling_table
+    from yxanul.scaling import plan_scaling
 
     device = hardware.planned_device(config.hardware.device)
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
     devices = config.hardware.nodes * config.hardware.gpus_per_node
-    Console().print(plan_table(make_plan(config, device, precision, devices)))
+    planned, console = make_plan(config, device, precision, devices), Console()
+    console.print(plan_table(planned))
+    if devices > 1:
+        console.print(scaling_table(plan_scaling(config, device, precision, planned)))
     return 0
 
 

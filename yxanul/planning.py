@@ -4,14 +4,16 @@ Made from the configuration and the device alone; the training command makes the
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from yxanul import curriculum, hardware
+from yxanul.communication import Ring, find_ring, step_sending
 from yxanul.composition import to_plain
-from yxanul.config import Backend, Config, Dtype
+from yxanul.config import Backend, Config, Dtype, HardwareConfig, Parallel
 from yxanul.errors import ConfigError, UserError
 from yxanul.kernels import Kernels, choose_kernels, compiles
 from yxanul.model import count
@@ -40,7 +42,12 @@ class StagePlan:
     grad_clip: float
     memory_bytes: int
     flops: float
+    communication_seconds: float  # of `seconds`, in which the processes wait for what they send one another
     seconds: float
+
+    @property
+    def compute_seconds(self) -> float:
+        return self.seconds - self.communication_seconds
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class RunPlan:
         fp8: what makes products in FP8, None if nothing does.
         fp8_lost: why FP8 that was asked for does not run; None if it does or was not asked for.
         device: in words, with their number where several processes share the steps.
+        processes: that share the steps.
+        uncounted: why the times are without communication; None if they are with it.
         memory_limit: bytes of one device.
         peak_flops: FLOP/s that utilization is measured against, of all devices together.
     """
@@ -71,6 +80,8 @@ class RunPlan:
     fp8: Choice | None
     fp8_lost: str | None
     device: str
+    processes: int
+    uncounted: str | None
     memory_limit: int
     peak_flops: float
 
@@ -78,6 +89,11 @@ class RunPlan:
     def emulated(self) -> bool:
         """Whether FP8 is emulated: its numerics without its speed."""
         return self.fp8 is not None and self.fp8.backend is Backend.emulated
+
+    @property
+    def communication(self) -> float:
+        """The share of the time in which the processes wait for what they send one another."""
+        return sum(s.communication_seconds for s in self.stages) / sum(s.seconds for s in self.stages)
 
     def record(self) -> dict:
         """The plan as plan.json holds it: figures by stage, and a fingerprint of all the steps."""
@@ -98,13 +114,8 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         UserError: the budget holds no step, or a kernel that is named cannot run here.
     """
     vocab = config.tokenizer.vocab_size
-    dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
     compiled = _compiles(config, device, precision)
-    buckets = 4 * count.parameters(config.model, vocab) if world_size > 1 else 0  # of gradients on their way
-
-    def memory(tokens: int, tile: int = 0) -> int:
-        return training_bytes(config, dtype, device.type, compiled, tokens, tile) + buckets
-
+    memory = step_memory(config, device, precision, world_size)
     micro_batch = hardware.micro_batches(config.hardware, device, memory)
     try:
         steps = curriculum.plan(
@@ -118,8 +129,9 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
     products = plan_products(config.precision, precision, config.model, vocab, rows, tokens, timed)
     peak = world_size * hardware.peak_flops(config.hardware, device, precision.dtype)
     speed = peak * config.hardware.utilization / time_left(products)
+    ring, uncounted = _ring(config.hardware, world_size)
     stages = [
-        _plan_stage(config, number, of_stage, kernels, memory, speed)
+        _plan_stage(config, number, of_stage, kernels, memory, speed, ring)
         for number, of_stage in curriculum.stage_steps(steps).items()
     ]
     return RunPlan(
@@ -136,9 +148,35 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         fp8=precision.fp8,
         fp8_lost=precision.lost,
         device=f"{world_size} x {hardware.describe(device)}" if world_size > 1 else hardware.describe(device),
+        processes=world_size,
+        uncounted=uncounted,
         memory_limit=hardware.memory_bytes(config.hardware, device),
         peak_flops=peak,
     )
+
+
+def step_memory(
+    config: Config, device: torch.device, precision: Precision, world_size: int
+) -> Callable[[int, int], int]:
+    """A function from the tokens of a micro-batch, and of a tile of attention or 0, to a process's predicted bytes."""
+    dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
+    compiled = _compiles(config, device, precision)
+    shards = world_size if config.hardware.parallel is Parallel.fsdp else 1
+    parameters = count.parameters(config.model, config.tokenizer.vocab_size)
+    buckets = 4 * parameters if world_size > shards else 0  # of gradients on their way, with ddp
+
+    def memory(tokens: int, tile: int = 0) -> int:
+        return training_bytes(config, dtype, device.type, compiled, tokens, tile, shards) + buckets
+
+    return memory
+
+
+def _ring(config: HardwareConfig, world_size: int) -> tuple[Ring, str | None]:
+    """The ring of the processes, and why it is taken for infinitely fast where its speed is not known."""
+    try:
+        return find_ring(config, world_size), None
+    except ValueError as error:
+        return Ring(world_size, math.inf), str(error)
 
 
 def _by_length(steps: Sequence[curriculum.Step]) -> tuple[dict[int, int], dict[int, int]]:
@@ -158,17 +196,21 @@ def _plan_stage(
     kernels: Kernels,
     memory: Callable[[int, int], int],
     speed: float,
+    ring: Ring,
 ) -> StagePlan:
     """A stage (0-based) in figures.
 
     Args:
         memory: tokens of a micro-batch and of a tile of attention -> predicted bytes.
-        speed: FLOP/s that are expected.
+        speed: FLOP/s that are expected of all processes together.
+        ring: over which they send one another weights and gradients.
     """
     first, tokens = steps[0], sum(step.tokens for step in steps)
     attention = kernels.attention[first.seq_len]
     tile = tile_tokens(first.seq_len) if attention == "bmm" else 0
     flops = tokens * count.training_flops_per_token(config.model, config.tokenizer.vocab_size, first.seq_len)
+    compute = flops / speed
+    waiting = len(steps) * step_sending(config, ring, first.micro_batches, compute / len(steps)).exposed
     return StagePlan(
         stage=number + 1,
         seq_len=first.seq_len,
@@ -183,7 +225,8 @@ def _plan_stage(
         grad_clip=first.grad_clip,
         memory_bytes=memory(max(first.micro_batches) * first.seq_len, tile),
         flops=flops,
-        seconds=flops / speed,
+        communication_seconds=waiting,
+        seconds=compute + waiting,
     )
 
 

@@ -53,7 +53,8 @@ def _positive(config: Config) -> None:
         "tokenizer": ("vocab_size", "transition", "train_bytes", "bytes_per_token"),
         "curriculum": ("max_step_tokens", "max_seq_len"),
         "data": ("expected_files", "workers", "parts"),
-        "hardware": ("memory_gb", "utilization", "compute_capability", "nodes", "gpus_per_node"),
+        "hardware": ("memory_gb", "utilization", "compute_capability", "nodes", "gpus_per_node")
+        + ("gpu_bandwidth", "node_bandwidth"),
         "hardware.peak_tflops": ("fp32", "bf16"),
         "precision": ("watch_every", "max_saturation", "max_error"),
         "optimizer": ("lr", "eps"),

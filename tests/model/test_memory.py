@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from yxanul.benchmarking.memory import peak_bytes
 from yxanul.config import Dtype
@@ -15,6 +18,8 @@ from yxanul.model.transformer import Packed, Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.precision.linear import build_precision
 from yxanul.training.compilation import compile_layers
+from yxanul.training.distributed import World
+from yxanul.training.parallel import accumulating, shard
 from yxanul.training.step import Batch, add_gradient, update
 
 CPU = torch.device("cpu")
@@ -57,6 +62,7 @@ class Case:
     compiled: bool = False
     device: str = "cpu"
     attention: str = "sdpa"
+    shards: int = 1
 
 
 CASES = {
@@ -79,6 +85,11 @@ CASES = {
     ),
     "large table and few tokens": Case((*SMALL, "tokenizer.vocab_size=20000"), tokens=64, seq_len=64),
     "large table, bf16": Case((*SMALL, "tokenizer.vocab_size=20000"), tokens=256, precision="bf16"),
+    "two shares": Case((*SMALL, "model.num_layers=12"), tokens=128, shards=2),
+    "eight shares, adamw, bf16": Case(
+        (*SMALL, "model.num_layers=12"), tokens=128, precision="bf16", optimizer="adamw", shards=8
+    ),
+    "four shares of a large table": Case((*SMALL, "tokenizer.vocab_size=20000"), tokens=256, shards=4),
     "few tokens, so that Muon takes most": Case((*SMALL, "model.hidden_size=256"), tokens=32, seq_len=32),
 }
 
@@ -95,6 +106,10 @@ def train(case: Case, compose) -> tuple[int, int]:
         device
     )
     model.initialize(config.model.init_std, torch.Generator(device).manual_seed(0))
+    world = World(0, 0, case.shards)
+    if case.shards > 1:
+        shard(model, device, world)
+    calls = accumulating(model, world)
     if case.compiled:
         torch._dynamo.reset()  # what other tests compiled counts against the limit of recompilations
         compile_layers(model)
@@ -109,17 +124,34 @@ def train(case: Case, compose) -> tuple[int, int]:
     plan = Step(0, 0, case.seq_len, (1, 1), 0, 2 * case.tokens, 1e-3, 1.0)
 
     def step() -> None:
-        nats = sum(add_gradient(model, batch, 2 * case.tokens) for _ in range(2))
+        nats = sum(add_gradient(calls(last), batch, 2 * case.tokens) for last in (False, True))
         update(model, optimizers, plan, nats, 1)
         model.zero_grad()
 
     step()
     state = [x for o in optimizers for of_weight in o.state.values() for x in of_weight.values()]
-    measured = peak_bytes(step, device, [*model.parameters(), *model.buffers(), *state]) - before
+    held = [here(tensor) for tensor in (*model.parameters(), *model.buffers(), *state)]
+    measured = peak_bytes(step, device, held) - before
     dtype = Dtype.bf16 if precision.dtype is torch.bfloat16 else Dtype.fp32
-    return training_bytes(config, dtype, case.device, case.compiled, case.tokens, tile), measured
+    return training_bytes(config, dtype, case.device, case.compiled, case.tokens, tile, case.shards), measured
 
 
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@pytest.fixture
+def others(case):
+    """The other processes that hold shares of the model: they answer at once, and nonsense."""
+    if case.shards == 1:
+        yield
+        return
+    dist.init_process_group("fake", rank=0, world_size=case.shards, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_training_bytes_are_the_peak_of_a_real_step(monkeypatch, compose, case):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})

@@ -118,6 +118,16 @@ def test_the_header_says_what_computes_where(plan):
         assert part in header
 
 
+def test_the_header_says_what_share_is_communication_where_there_is_some(plan):
+    def header(**changes) -> str:
+        return " ".join(" ".join(rendered(replace(plan, **changes))).partition(" stage ")[0].split())
+
+    waiting = [replace(stage, communication_seconds=stage.seconds / 8) for stage in plan.stages]
+    assert "communication" not in header()
+    assert header(processes=2, stages=waiting).endswith("; communication 12.5% of the time")
+    assert header(processes=2, uncounted="for a reason").endswith("; communication not counted (for a reason)")
+
+
 def test_nothing_is_cut_off(plan):
     assert not [line for line in rendered(plan) if "…" in line]
 

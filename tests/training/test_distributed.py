@@ -34,7 +34,7 @@ RUN = (
     "hardware=cpu",
     "hardware.micro_batch.32=2",
     "hardware.micro_batch.64=2",
-    "checkpoint.every=1",
+    "checkpoint.every=6",
     "checkpoint.keep=100",
 )
 
@@ -119,13 +119,13 @@ def alone(launch, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def together(launch, tmp_path_factory) -> list[tuple[Path, str]]:
-    """Of each of two processes that finished a run the folder that it was given, and what it printed."""
-    folders = [tmp_path_factory.mktemp("together") / name for name in ("first", "second")]
-    results = launch(folders, 2).wait()
+@pytest.fixture(scope="session", params=["ddp", "fsdp"])
+def together(launch, tmp_path_factory, request) -> tuple[Path, list[str]]:
+    """The folder of a run that two processes finished, and what each printed."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    results = launch(folder, 2, f"hardware.parallel={request.param}").wait()
     assert [(status, err) for status, _, err in results] == [(0, "")] * 2
-    return [(folder, out) for folder, (_, out, _) in zip(folders, results, strict=True)]
+    return folder, [out for _, out, _ in results]
 
 
 def rows(folder: Path, kind: str = "train") -> list[dict]:
@@ -162,7 +162,7 @@ def go_back(folder: Path, step: int, to: Path) -> Path:
 
 
 def test_two_processes_learn_what_one_does(alone, together):
-    folder = together[0][0]
+    folder = together[0]
     check_same_learning(folder, alone)
     losses = [row["loss"] for row in rows(alone)]
     assert losses[-1] < losses[0] - 0.3
@@ -176,11 +176,12 @@ def plan_of(folder: Path) -> dict:
     return json.loads((folder / "plan.json").read_text())
 
 
-def test_a_run_goes_on_with_two_processes_and_with_one_again(alone, launch, tmp_path):
-    first = go_back(alone, 1, tmp_path / "first")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_two_processes_and_with_one_again(alone, launch, tmp_path, parallel):
+    first = go_back(alone, 6, tmp_path / "first")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    [(status, out, err)] = launch(first, 2, launcher=torchrun).wait()
-    assert status == 0 and out.count("at step 1") == 1, err
+    [(status, out, err)] = launch(first, 2, f"hardware.parallel={parallel}", launcher=torchrun).wait()
+    assert status == 0 and out.count("at step 6") == 1, err
     check_same_learning(first, alone)
     second = go_back(first, 12, tmp_path / "second")
     [(status, out, err)] = launch(second, 1).wait()
@@ -195,11 +196,15 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_first_process_leaves_the_files_of_one_and_the_other_none(alone, together):
-    (first, out), (second, other_out) = together
-    assert files(first) == files(alone)
+def test_the_first_process_alone_speaks_and_every_one_writes_its_share(alone, together):
+    folder, (out, other_out) = together
     assert "step 30/30" in out and "written:" in out and other_out == ""
-    assert files(second) <= {"train.log", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
+    shares = {name for name in files(folder) if name.endswith(("-00001.safetensors", "-00002.safetensors"))}
+    assert len(shares) == 2 * 2 * STEPS // 6
+    assert files(folder) - shares == {name for name in files(alone) if not name.endswith(".safetensors")}
+    last = checkpoints(folder / "checkpoints")[-1]
+    sizes = [path.stat().st_size for path in last.glob("*.safetensors")]
+    assert min(sizes) > 0.3 * max(sizes)
 
 
 # Ending together

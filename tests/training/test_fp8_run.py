@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import safetensors
 import torch
 
 from yxanul.errors import ConfigError
@@ -29,8 +30,9 @@ def rows(folder: Path, kind: str) -> list[dict]:
     return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == kind]
 
 
-def weights(folder: Path) -> bytes:
-    return (checkpoint.checkpoints(folder / "checkpoints")[-1] / "model.safetensors").read_bytes()
+def weights(folder: Path) -> dict:
+    path = checkpoint.checkpoints(folder / "checkpoints")[-1] / "model.safetensors"
+    return dict(safetensors.deserialize(path.read_bytes()))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from yxanul.config import (
-    CheckpointConfig,
     CurriculumConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -27,8 +26,8 @@ from yxanul.model.attention import sdpa
 from yxanul.optim.build import build_optimizers
 from yxanul.tracking import Record, Tracker, read_rows
 from yxanul.training import checkpoint, loop
-from yxanul.training.checkpoint import TrainState
-from yxanul.training.distributed import World
+from yxanul.training.checkpoint import Saver, TrainState
+from yxanul.training.distributed import ALONE, World
 from yxanul.training.evaluation import Score
 from yxanul.training.loop import Trainer
 from yxanul.training.signals import StopRequest
@@ -70,8 +69,8 @@ def trainer(corpus, small_tokenizer, build_model, model_config, tmp_path):
             "device": CPU,
             "attention_of": lambda seq_len: sdpa,
             "tracker": Tracker(Record(folder / "metrics.jsonl"), []),
-            "checkpoint_folder": folder / "checkpoints",
-            "checkpoint": CheckpointConfig(every=every, keep=2),
+            "saver": Saver(folder / "checkpoints", keep=2, world=ALONE),
+            "save_every": every,
             "evaluate_every": evaluate_every,
             "score": lambda: Score(float(next(scores)), 2.0),
             "eval_bytes": 1234,
@@ -85,7 +84,7 @@ def trainer(corpus, small_tokenizer, build_model, model_config, tmp_path):
 
 
 def rows(trainer, kind: str = "train") -> list[dict]:
-    record = trainer.checkpoint_folder.parent / "metrics.jsonl"
+    record = trainer.saver.folder.parent / "metrics.jsonl"
     return [row for row in read_rows(record) if row["kind"] == kind] if record.exists() else []
 
 
@@ -206,7 +205,7 @@ def test_evaluations_come_when_asked_and_at_the_end_once(trainer, every, expecte
 def test_checkpoints_come_when_due_and_at_the_end(trainer, every, kept):
     mine = trainer(every=every)
     mine.train(TrainState(), StopRequest())
-    saved = checkpoint.checkpoints(mine.checkpoint_folder)
+    saved = checkpoint.checkpoints(mine.saver.folder)
     assert [int(path.name.removeprefix("step-")) for path in saved] == kept
 
 
@@ -237,12 +236,12 @@ def test_a_stop_saves_whole_steps_and_going_on_changes_nothing(trainer, tmp_path
     assert state.step == sum(looks_so_far < look for looks_so_far in looks)
     assert no_score is None
     assert [row["step"] for row in rows(first)] == list(range(1, state.step + 1))
-    saved = checkpoint.checkpoints(first.checkpoint_folder)
+    saved = checkpoint.checkpoints(first.saver.folder)
     assert (saved[-1].name == f"step-{state.step:08d}") if state.step else not saved
 
     second = trainer()
     if saved:
-        loaded = checkpoint.load(saved[-1], second.model, second.optimizers, CPU)
+        loaded = checkpoint.load(saved[-1], second.model, second.optimizers)
         assert loaded == state
     final, its_score = second.train(state, StopRequest())
     assert replace(final, seconds=0) == replace(expected, seconds=0) and its_score == score
@@ -255,7 +254,7 @@ def test_a_stop_before_the_first_step_leaves_no_checkpoint(trainer):
     mine = trainer()
     state, score = mine.train(TrainState(), StopAt(1))
     assert (state, score) == (TrainState(), None)
-    assert not mine.checkpoint_folder.exists()
+    assert not mine.saver.folder.exists()
 
 
 def test_at_the_end_there_is_nothing_left_to_do(trainer):
@@ -318,10 +317,11 @@ def test_too_many_bad_steps_in_a_row_end_the_run(trainer, bad, last):
     with pytest.raises(UserError, match=rf"3 steps in a row, up to step {last};") as error:
         mine.train(TrainState(), StopRequest())
     assert "\n" not in str(error.value) and "optimizer.lr" in str(error.value)
+    mine.saver.close()
     assert rows(mine)[-1]["step"] == last
-    for path in checkpoint.checkpoints(mine.checkpoint_folder):
+    for path in checkpoint.checkpoints(mine.saver.folder):
         checkpoint.verify(path)
-    saved = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(mine.checkpoint_folder)]
+    saved = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(mine.saver.folder)]
     assert saved == [step for step in (last - 2, last - 1) if step > 0]
 
 
@@ -334,7 +334,7 @@ def test_bad_steps_in_a_row_are_counted_across_a_stop(trainer):
     poison(second, {1}, "loss")  # its first step is the plan's fifth
     with pytest.raises(UserError, match="3 steps in a row, up to step 5;"):
         second.train(
-            checkpoint.load(second.checkpoint_folder / "step-00000004", second.model, second.optimizers, CPU),
+            checkpoint.load(second.saver.folder / "step-00000004", second.model, second.optimizers),
             StopRequest(),
         )
 
@@ -391,15 +391,14 @@ def test_one_sequence_that_does_not_fit_ends_the_run_in_a_line(trainer):
 class OfTwo(World):
     """One of two processes, without the other."""
 
-    def parallel(self, model):
-        return model
-
     def largest(self, number):
         return number
 
 
-def test_a_process_of_several_that_runs_out_of_memory_ends_the_run_with_advice(trainer):
+def test_a_process_of_several_that_runs_out_of_memory_ends_the_run_with_advice(trainer, monkeypatch):
     """The others may be waiting for its gradients already, so there is no second attempt."""
+    monkeypatch.setattr(loop, "accumulating", lambda model, world: lambda last: model)
+    monkeypatch.setattr(checkpoint.dist, "new_group", lambda **_: None)
     mine = trainer(world=OfTwo(1, 1, 2))
     exhaust(mine, 10)
     with pytest.raises(UserError, match=r"on process 1 at step 1 with 4 sequences of 4 .* hardware.micro_batch.4=2"):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from rich.console import Console
@@ -69,12 +70,14 @@ def learned(folder: Path) -> list[tuple]:
     ]
 
 
-def last_weights(folder: Path) -> bytes:
-    return (checkpoint.checkpoints(folder / "checkpoints")[-1] / "model.safetensors").read_bytes()
+def last_weights(folder: Path) -> dict:
+    path = checkpoint.checkpoints(folder / "checkpoints")[-1] / "model.safetensors"
+    return dict(safetensors.deserialize(path.read_bytes()))
 
 
-def last_optimizer(folder: Path) -> bytes:
-    return (checkpoint.checkpoints(folder / "checkpoints")[-1] / "optimizer.safetensors").read_bytes()
+def last_optimizer(folder: Path) -> dict:
+    path = checkpoint.checkpoints(folder / "checkpoints")[-1] / "optimizer.safetensors"
+    return dict(safetensors.deserialize(path.read_bytes()))
 
 
 def go_back(folder: Path, step: int) -> None:
@@ -133,7 +136,7 @@ def test_bits_per_byte_are_those_of_the_checkpoint_on_the_held_out_text(undistur
     text = read_text(config, Console(file=io.StringIO()))
     precision = build_precision(config.precision, CPU)
     model = Transformer(config.model, config.tokenizer.vocab_size, precision.linear, precision.dtype)
-    checkpoint.load(folder / result["checkpoint"], model, build_optimizers(model, config.optimizer), CPU)
+    checkpoint.load(folder / result["checkpoint"], model, build_optimizers(model, config.optimizer))
     score = evaluate(model, text.held_out, CPU, sdpa)
     assert (score.bits_per_byte, score.perplexity) == (result["bits_per_byte"], result["perplexity"])
     content = "".join(text.corpus.held_out(config.evaluate.bytes)).encode()
@@ -315,15 +318,15 @@ def test_an_exploding_run_ends_with_advice_and_no_result(run, tmp_path):
 
 def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(run, undisturbed, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    real, calls = checkpoint.safetensors.torch.save_file, []
+    real, calls = safetensors.torch.save, []
 
-    def save_file(*arguments):
+    def save(*arguments, **keywords):
         calls.append(arguments)
         if len(calls) == 6:
             raise OSError(28, "No space left on device")
-        return real(*arguments)
+        return real(*arguments, **keywords)
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", save_file)
+    monkeypatch.setattr(safetensors.torch, "save", save)
     message = refusal(run, folder)
     assert "No space left on device" in message and "step-00000009" in message
     assert [path.name for path in checkpoint.checkpoints(folder / "checkpoints")] == ["step-00000003", "step-00000006"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from yxanul.config import Config, Dtype, FeedForward, ModelConfig, Norm, Positions
 from yxanul.model.attention import TILE, keys_held
-from yxanul.model.count import layer_matrices, layer_matrix_parameters, parameters
+from yxanul.model.count import embedding_parameters, layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
 from yxanul.model.loss import chunk_tokens, slice_rows
 from yxanul.model.transformer import recomputes
@@ -24,8 +24,25 @@ def state_bytes(config: Config) -> int:
     return FLOAT * (4 * parameters(model, config.tokenizer.vocab_size) - with_muon)
 
 
+def gathered_bytes(config: Config, processes: int) -> int:
+    """What FSDP holds over a process's share of the state.
+
+    While micro-batches accumulate that is the whole gradient, float32; and when the largest block, the embedding,
+    is gathered, what the others have of it. Layers are small beside it and come and go.
+    """
+    vocab = config.tokenizer.vocab_size
+    elsewhere = embedding_parameters(config.model, vocab) * (processes - 1) // processes
+    return FLOAT * (parameters(config.model, vocab) + elsewhere)
+
+
 def training_bytes(
-    config: Config, dtype: Dtype, device: str, compiled: bool, micro_batch_tokens: int, tile: int = 0
+    config: Config,
+    dtype: Dtype,
+    device: str,
+    compiled: bool,
+    micro_batch_tokens: int,
+    tile: int = 0,
+    shards: int = 1,
 ) -> int:
     """Predicted peak of all tensors over an optimizer step of several micro-batches.
 
@@ -37,10 +54,12 @@ def training_bytes(
         device: its type, "cpu" or "cuda".
         compiled: whether torch.compile makes the graphs of the layers.
         tile: tokens of a tile where attention is batched products, which keep its scores; otherwise 0.
+        shards: into how many shares FSDP has divided weights, gradients and moments.
     """
     step = _MicroBatch(config, dtype, device, compiled, micro_batch_tokens, tile)
-    phases = step.loss_bytes(), step.backward_bytes(), update_bytes(config, device)
-    return state_bytes(config) + max(phases)
+    phases = step.loss_bytes(), step.backward_bytes(), update_bytes(config, device) // shards
+    gathered = gathered_bytes(config, shards) if shards > 1 else 0
+    return state_bytes(config) // shards + gathered + max(phases)
 
 
 def update_bytes(config: Config, device: str) -> int:

@@ -1,8 +1,9 @@
 """Text from the model, token by token, without a key-value cache: for the few samples at the end of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from yxanul.model.attention import sdpa
 from yxanul.model.transformer import Packed, Transformer
@@ -17,10 +18,14 @@ def sample(
     generator: torch.Generator,
     temperature: float = 0.8,
     top_k: int = 50,
+    agree: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_tokens` ids, stopping at `end`; prompts and continuations are returned.
 
     All prompts are advanced together as segments of one packed row; each sees its last `max_seq_len` ids.
+
+    Args:
+        agree: takes the logits of this process to those that all processes of a sharded model go on with.
     """
     texts = [list(prompt) for prompt in prompts]
     device = next(model.parameters()).device
@@ -36,7 +41,7 @@ def sample(
             torch.cat([torch.arange(length) for length in lengths.tolist()]),
             sdpa((ends - lengths).tolist(), int(ends[-1]), int(ends[-1])),  # as one sequence of segments
         ).map(lambda tensor: tensor.to(device))
-        logits, ids = model.next_token_logits(packed, (ends - 1).to(device)).cpu().topk(top_k)
+        logits, ids = agree(model.next_token_logits(packed, (ends - 1).to(device)).cpu()).topk(top_k)
         chosen = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
         for text, token in zip(open_texts, ids.gather(1, chosen).squeeze(1).tolist(), strict=True):
             text.append(token)

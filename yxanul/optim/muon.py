@@ -61,19 +61,43 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = torch.stack([parameter.grad for parameter in parameters])
+        buffers = [_here(self.state[parameter]["momentum"]) for parameter in parameters]
+        gradients = torch.stack([_here(parameter.grad) for parameter in parameters])
         taken = torch.ones((), device=gradients.device)
         if self.found_inf is not None:
             taken -= self.found_inf.clamp(max=1)
             gradients.masked_fill_(taken == 0, 0)
         momentum = torch.stack(buffers).lerp_(gradients, taken * (1 - group["momentum"]))
         torch._foreach_copy_(buffers, list(momentum.unbind()))
-        updates = orthogonalize(gradients.lerp_(momentum, group["momentum"]), group["iterations"])
+        nesterov = gradients.lerp_(momentum, group["momentum"])
+        updates = _orthogonalize_shards(nesterov, parameters[0], group["iterations"])
         rows, columns = parameters[0].shape
-        torch._foreach_mul_(parameters, 1 - taken * group["lr"] * group["weight_decay"])
+        weights = [_here(parameter) for parameter in parameters]
+        torch._foreach_mul_(weights, 1 - taken * group["lr"] * group["weight_decay"])
         rates = taken * -group["lr"] * max(1, rows / columns) ** 0.5
-        torch._foreach_add_(parameters, list((updates.to(parameters[0].dtype) * rates).unbind()))
+        torch._foreach_add_(weights, list((updates.to(weights[0].dtype) * rates).unbind()))
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """What of a tensor is on this process: its share where FSDP has sharded it, else all."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _orthogonalize_shards(shards: Tensor, parameter: Tensor, iterations: int) -> Tensor:
+    """The same rows (n, rows here, columns) of the orthogonalized matrices, all of the shape of `parameter`.
+
+    Of sharded matrices every process makes an equal number whole and iterates those alone.
+    """
+    if not hasattr(parameter, "to_local"):
+        return orthogonalize(shards, iterations)
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size((len(shards), *parameter.shape))
+    layout = {"shape": shape, "stride": (shape[1] * shape[2], shape[2], 1), "run_check": False}
+    whole = DTensor.from_local(shards, parameter.device_mesh, [Shard(1)], **layout).redistribute(placements=[Shard(0)])
+    updates = orthogonalize(whole.to_local(), iterations)
+    by_matrix = DTensor.from_local(updates.contiguous(), parameter.device_mesh, [Shard(0)], **layout)
+    return by_matrix.redistribute(placements=[Shard(1)]).to_local()
 
 
 def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:

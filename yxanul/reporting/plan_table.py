@@ -36,6 +36,7 @@ def plan_table(plan: RunPlan) -> RenderableType:
         f"{quantity(plan.parameters)} parameters ({layers}), computing in {plan.computes} "
         f"on {plan.device}, peak {plan.peak_flops / 1e12:.3g} TFLOP/s; "
         f"layers {'compiled' if plan.kernels.compiled else 'not compiled'}, loss {plan.kernels.cross_entropy}"
+        f"{_communication(plan)}"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     names = ("stage", "length", "seqs", "micro", "steps", "tokens", "bytes", "peak lr", "clip")
@@ -68,6 +69,14 @@ def plan_table(plan: RunPlan) -> RenderableType:
     else:
         products = Group("", precision_table(plan.products, plan.emulated))
     return Group(Text(header), table, products, *(Text(line, style="yellow") for line in plan_warnings(plan)))
+
+
+def _communication(plan: RunPlan) -> str:
+    if plan.processes == 1:
+        return ""
+    if plan.uncounted:
+        return f"; communication not counted ({plan.uncounted})"
+    return f"; communication {plan.communication:.1%} of the time"
 
 
 def plan_warnings(plan: RunPlan) -> list[str]:

@@ -3,6 +3,10 @@
 A checkpoint is a folder `step-00000100` with the weights and the optimizer's state as safetensors, the run's
 state as JSON, and `manifest.json` with the sha256 of each. It is written under another name, synced and then
 renamed, so a kill or a full disk at any moment leaves the earlier ones as they were.
+
+torch.distributed.checkpoint writes it, in the background, while training goes on from a copy in the host's memory:
+each of several processes its share of the tensors into files of its own, which any other number of processes can
+read.
 """
 
 import hashlib
@@ -10,24 +14,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from yxanul.errors import UserError
 from yxanul.files import sync
+from yxanul.training.distributed import World
 
-MODEL, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
+STATE, MANIFEST = "state.json", "manifest.json"
+PARTS = ("model", "optimizer")
+"""Of the tensors; each in `<part>.safetensors`, or `<part>-<process>.safetensors` where several processes wrote it."""
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process needs none
 
 
 @dataclass(frozen=True)
@@ -55,43 +62,111 @@ class TrainState:
     left_fp8: list[str] = field(default_factory=list)
 
 
-def save(
-    folder: Path,
-    state: TrainState,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `state.step` under `folder` and remove all but the newest `keep`.
+class Saver:
+    """Writes a run's checkpoints under `folder`, one at a time, and keeps the newest `keep`.
 
-    Raises:
-        UserError: it cannot be written (a full disk, no permission); nothing that was there is lost.
+    All processes of a run have one, and call it at the same places.
     """
-    final = folder / f"step-{state.step:08d}"
-    if final.exists():
-        return final
-    temporary = folder / f".{final.name}.tmp"
+
+    def __init__(self, folder: Path, keep: int, world: World):
+        self.folder = folder
+        self._keep = keep
+        self._world = world
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # training has the other to itself
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Begin to write the checkpoint of `state.step`; training may go on as soon as this returns.
+
+        Raises:
+            UserError: it, or the one before, cannot be written (a full disk, no permission); nothing that was there
+                is lost.
+        """
+        self.wait()
+        final = self.folder / f"step-{state.step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        if self._world.from_first(lambda: self._begin(final, temporary)):
+            writing = _begin_to_write(temporary, model, optimizers, self._group)
+            self._pending = self._background.submit(self._complete, writing, state, temporary, final)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is there; raises UserError as `save`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._world.from_first(pending.result)
+            pending.result()
+
+    def close(self) -> None:
+        """Let what is under way end, whatever comes of it."""
+        self._background.shutdown()
+
+    def _begin(self, final: Path, temporary: Path) -> bool:
+        """Make room for a checkpoint; False if there is one of that step."""
+        if final.exists():
+            return False
+        with _disk_errors(final, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        return True
+
+    def _complete(self, writing: Future, state: TrainState, temporary: Path, final: Path) -> None:
+        """Wait until all have written; the first then makes a checkpoint of it."""
+        with _disk_errors(final, temporary):
+            _result(writing)
+            if not self._world.first:
+                return
+            for path in temporary.iterdir():
+                path.rename(temporary / _name(path, self._world.size))
+            (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
+            hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(hashes, indent=2))
+            for name in (*hashes, MANIFEST):
+                sync(temporary / name)
+            os.replace(temporary, final)
+            sync(self.folder)
+        for old in checkpoints(self.folder)[: -self._keep]:
+            shutil.rmtree(old)
+
+
+def _begin_to_write(
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], group: dist.ProcessGroup | None
+) -> Future:
+    """Copy the tensors to the host's memory, and begin to write the copy."""
+    import torch.distributed.checkpoint as dcp  # takes most of a second
+
+    weights, moments = model.state_dict(), _optimizer_tensors(model, optimizers)
+    files = dict.fromkeys(weights, 1) | dict.fromkeys(moments, 2)
+    writer = dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    return dcp.async_save({**weights, **moments}, storage_writer=writer, process_group=group)
+
+
+def _result(writing: Future) -> None:
+    """Raise what the library says of a failure: the first process's error, or another's."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        safetensors.torch.save_file(dict(model.state_dict()), temporary / MODEL)
-        safetensors.torch.save_file(_optimizer_tensors(model, optimizers), temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
-        hashes = {name: _sha256(temporary / name) for name in (MODEL, OPTIMIZER, STATE)}
-        (temporary / MANIFEST).write_text(json.dumps(hashes, indent=2))
-        for name in (*hashes, MANIFEST):
-            sync(temporary / name)
-        os.replace(temporary, final)
-        sync(folder)
+        writing.result()
+    except CheckpointException as failed:
+        raise next(error for error, _ in failed.failures.values()) from None
+
+
+def _name(path: Path, processes: int) -> str:
+    """What a file is called in a checkpoint that the library calls shard-00001-model-00002-of-00002.safetensors."""
+    process, part = map(int, re.match(r"shard-(\d+)-model-(\d+)-", path.name).groups())
+    return f"{PARTS[part - 1]}.safetensors" if processes == 1 else f"{PARTS[part - 1]}-{process:05d}.safetensors"
+
+
+@contextmanager
+def _disk_errors(final: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact, "
             "free some space and start again"
         ) from error
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -104,11 +179,8 @@ def verify(checkpoint: Path) -> None:
     """Hold every file against its hash; raise UserError naming the first that does not fit."""
     try:
         hashes = json.loads((checkpoint / MANIFEST).read_text())
-        damaged = next(
-            (name for name in (MODEL, OPTIMIZER, STATE) if _sha256(checkpoint / name) != hashes[name]),
-            None,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged = next((name for name in hashes if _sha256(checkpoint / name) != hashes[name]), None)
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{checkpoint}: is no whole checkpoint ({error}); name another or remove it") from error
     if damaged:
         raise UserError(
@@ -117,42 +189,64 @@ def verify(checkpoint: Path) -> None:
         )
 
 
-def load(
-    checkpoint: Path,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    device: torch.device,
-) -> TrainState:
-    """Verify a checkpoint and put it into the model and the optimizer.
+def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> TrainState:
+    """Verify a checkpoint and put it into the model and the optimizer, or this process's share of it into its own.
 
     Raises:
         UserError: it is damaged, or belongs to another model or optimizer.
     """
+    import torch.distributed.checkpoint as dcp  # takes most of a second
+
     verify(checkpoint)
-    weights = safetensors.torch.load_file(checkpoint / MODEL, device=str(device))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    shapes = {
+        name: tuple(tensor.size)
+        for name, tensor in dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata.items()
+    }
+    weights = model.state_dict()
+    _refuse_another_model(checkpoint, weights, {name: shape for name, shape in shapes.items() if "/" not in name})
+    moments = {name: shape for name, shape in shapes.items() if "/" in name}
+    tensors = {**weights, **_make_room(checkpoint, model, optimizers, moments)}
+    dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    return TrainState(**json.loads((checkpoint / STATE).read_text()))
+
+
+def _refuse_another_model(checkpoint: Path, weights: dict[str, Tensor], found: dict[str, tuple[int, ...]]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise UserError(
                 f"{checkpoint}: belongs to another model ({name} is {found.get(name)} there, "
                 f"{expected.get(name)} here); compose the same model and tokenizer"
             )
-    model.load_state_dict(weights)
+
+
+def _make_room(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    shapes: dict[str, tuple[int, ...]],
+) -> dict[str, Tensor]:
+    """Tensors of the optimizers' state for all that a checkpoint has, sharded as their parameters are."""
     parameters, owners = dict(model.named_parameters()), _owners(optimizers)
-    for key, tensor in safetensors.torch.load_file(checkpoint / OPTIMIZER, device=str(device)).items():
-        kind, quantity, name = key.split("/")
+    for key in shapes:
+        kind, _, name = key.split("/")
         owner = owners[parameters[name]]
         if type(owner).__name__ != kind:
             raise UserError(
                 f"{checkpoint}: was trained with another optimizer ({kind} for {name} there, "
                 f"{type(owner).__name__} here); compose the same one"
             )
-        owner.state[parameters[name]][quantity] = tensor
-    return TrainState(**json.loads((checkpoint / STATE).read_text()))
+    tensors = {}
+    for key, shape in shapes.items():
+        _, quantity, name = key.split("/")
+        parameter = parameters[name]
+        whole = shape == tuple(parameter.shape)
+        tensors[key] = torch.zeros_like(parameter) if whole else torch.zeros(shape, device=parameter.device)
+        owners[parameter].state[parameter][quantity] = tensors[key]
+    return tensors
 
 
-def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     owners = _owners(optimizers)
     return {
         f"{type(owners[parameter]).__name__}/{quantity}/{name}": tensor
@@ -163,7 +257,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 def _owners(
     optimizers: Sequence[torch.optim.Optimizer],
-) -> dict[torch.Tensor, torch.optim.Optimizer]:
+) -> dict[Tensor, torch.optim.Optimizer]:
     return {
         parameter: optimizer
         for optimizer in optimizers

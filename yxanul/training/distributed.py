@@ -11,7 +11,6 @@ import random
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from yxanul.errors import UserError
 
@@ -85,6 +83,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
+    def as_first(self, tensor: Tensor) -> Tensor:
+        """The first's tensor, on all processes; all have one of that shape."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def from_first(self, function: Callable[[], T]) -> T:
         """What `function` returns on the first process, where alone it is called, or the error that it raised.
 
@@ -111,18 +115,6 @@ class World:
         made: list[T] = []
         self.from_first(lambda: made.append(function()))
         return made[0] if made else function()
-
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """A model whose backward also adds up the processes' gradients while it runs; all begin at the first's weights.
-
-        torch's wrapper averages. Backward through `model` itself adds to this process's gradients alone: that is how
-        micro-batches before a step's last are accumulated without a word to the others.
-        """
-        if self.size == 1:
-            return model
-        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, and 2.12 not yet
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _agree(self, number: int, operation: dist.ReduceOp) -> int:
         if self.size == 1:

@@ -13,24 +13,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from torch import nn
 
 from yxanul import hardware
-from yxanul.config import CheckpointConfig
 from yxanul.curriculum import Step, in_micro_batches_of
 from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.model.attention import Attention
 from yxanul.model.transformer import Transformer
 from yxanul.tracking import EvalRow, EventRow, Tracker, TrainRow
-from yxanul.training import checkpoint
-from yxanul.training.checkpoint import TrainState
+from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.compilation import graphs_compiled
 from yxanul.training.distributed import ALONE, World
 from yxanul.training.evaluation import Score
+from yxanul.training.parallel import Accumulating, accumulating
 from yxanul.training.signals import StopRequest
 from yxanul.training.step import Batch, Found, add_gradient, feed, update
 from yxanul.training.watch import Watch
@@ -46,6 +43,7 @@ class Trainer:
     Attributes:
         attention_of: sequence length -> the kernel of its attention.
         flops_per_token: sequence length -> FLOPs of training on one token.
+        save_every, evaluate_every: optimizer steps.
         score: evaluates the model on the held-out text, and how many bytes that is.
         peak_flops: FLOP/s that utilization is measured against; None: it would mean nothing.
         max_bad_steps: non-finite steps in a row that end the run.
@@ -62,8 +60,8 @@ class Trainer:
     device: torch.device
     attention_of: Callable[[int], Attention]
     tracker: Tracker
-    checkpoint_folder: Path
-    checkpoint: CheckpointConfig
+    saver: Saver
+    save_every: int
     evaluate_every: int | None
     score: Callable[[], Score]
     eval_bytes: int
@@ -76,10 +74,10 @@ class Trainer:
     warm_up_seconds: float = 0.0
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False, repr=False)
     _graphs: int = field(default=0, init=False)
-    _parallel: nn.Module = field(init=False, repr=False)
+    _accumulating: Accumulating = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._parallel = self.world.parallel(self.model)
+        self._accumulating = accumulating(self.model, self.world)
 
     def train(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, Score | None]:
         """Execute the steps after `state.step`, to the end or until `stop` is set; a checkpoint is saved either way.
@@ -107,7 +105,7 @@ class Trainer:
             unread.append((self.steps[index], found))
             done = index + 1
             evaluates = done < len(self.steps) and self.evaluate_every and done % self.evaluate_every == 0
-            saves = done < len(self.steps) and done % self.checkpoint.every == 0
+            saves = done < len(self.steps) and done % self.save_every == 0
             while len(unread) > (0 if evaluates or saves else LAG[self.device.type]):
                 state = self._settle(*unread.popleft(), state, began)
             if evaluates:
@@ -117,6 +115,7 @@ class Trainer:
         while unread:
             state = self._settle(*unread.popleft(), state, began)
         self._save(state)
+        self.saver.wait()
         if first == len(self.steps) or state.step < len(self.steps):
             return state, None
         return state, self.evaluate(state)
@@ -184,8 +183,7 @@ class Trainer:
                 self.watch.micro_batch(index)
             batch = next(self._batches)
             assert len(batch.targets) == sequences * step.seq_len
-            last = index == len(step.micro_batches) - 1
-            model = self._parallel if last else self.model
+            model = self._accumulating(index == len(step.micro_batches) - 1)
             nats += add_gradient(model, batch, step.tokens / self.world.size)  # the mean over processes is taken of it
             tokens += len(batch.targets)
             num_bytes += batch.bytes
@@ -305,6 +303,6 @@ class Trainer:
         return score
 
     def _save(self, state: TrainState) -> None:
-        if state.step > 0 and self.world.first:
-            checkpoint.save(self.checkpoint_folder, state, self.model, self.optimizers, self.checkpoint.keep)
+        if state.step > 0:
+            self.saver.save(state, self.model, self.optimizers)
         self._mark = time.perf_counter()

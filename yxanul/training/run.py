@@ -19,7 +19,7 @@ from rich.console import Console
 
 from yxanul import __version__, hardware
 from yxanul.composition import first_difference, identity, to_plain
-from yxanul.config import Config, WandbMode
+from yxanul.config import Config, Parallel, WandbMode
 from yxanul.data.preparation import whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
@@ -47,10 +47,11 @@ from yxanul.tracking import (
     wandb_mode,
 )
 from yxanul.training import checkpoint
-from yxanul.training.checkpoint import TrainState
+from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.distributed import ToldElsewhere, World, joined
 from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
 from yxanul.training.loop import Trainer
+from yxanul.training.parallel import shard
 from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
 from yxanul.training.watch import Watch
@@ -148,9 +149,11 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     _say_epochs(plan, text.corpus, console)
 
     model = build_model(config, plan, precision, device)
+    if world.size > 1 and config.hardware.parallel is Parallel.fsdp:
+        shard(model, device, world)
     attention = attention_of(plan.kernels, device, precision.dtype)
     optimizers = build_optimizers(model, config.optimizer)
-    state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, device, text, console))
+    state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, text, console))
     if state != world.from_first(lambda: state):
         raise UserError(f"{folder}: process {world.rank} does not find the checkpoint of process 0; share the folder")
     tracker = Tracker(None, [])
@@ -161,6 +164,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
         tracker = _tracker(config, folder, plan, state, console)
     watch = Watch(model, config.precision, plan.products, plan.fp8)
     watch.leave_fp8(state.left_fp8)
+    saver = Saver(folder / "checkpoints", config.checkpoint.keep, world)
     trainer = Trainer(
         model=model,
         optimizers=optimizers,
@@ -169,12 +173,10 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
         device=device,
         attention_of=attention,
         tracker=tracker,
-        checkpoint_folder=folder / "checkpoints",
-        checkpoint=config.checkpoint,
+        saver=saver,
+        save_every=config.checkpoint.every,
         evaluate_every=config.evaluate.every,
-        score=lambda: world.from_first(
-            lambda: evaluate(model, text.held_out, device, attention(text.held_out.context))
-        ),
+        score=lambda: evaluate(model, text.held_out, device, attention(text.held_out.context)),
         eval_bytes=text.held_out.bytes,
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
         peak_flops=None if plan.emulated else plan.peak_flops,
@@ -189,8 +191,10 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
             score = score or _late_score(trainer, state, folder)
-            result = world.from_first(lambda: _finish(config, folder, plan, text, trainer, state, score))
+            samples = _samples(config, text, model, world)
+            result = world.from_first(lambda: _finish(folder, plan, text, trainer, state, score, samples))
     finally:
+        saver.close()
         tracker.close(result)
     if result is None:
         return _stopped(stop.signal, state, plan, folder, console)
@@ -246,7 +250,6 @@ def _resume(
     plan: RunPlan,
     model: Transformer,
     optimizers: Sequence[torch.optim.Optimizer],
-    device: torch.device,
     text: Text,
     console: Console,
 ) -> TrainState:
@@ -256,7 +259,7 @@ def _resume(
     if not own and config.resume_from_checkpoint is None:
         return fresh
     path = own[-1] if own else Path(config.resume_from_checkpoint).expanduser()
-    state = checkpoint.load(path, model, optimizers, device)
+    state = checkpoint.load(path, model, optimizers)
     if state.tokenizer != fresh.tokenizer:
         raise UserError(f"{path}: was trained with another tokenizer; compose the same one")
     if state.corpus != fresh.corpus:
@@ -307,32 +310,36 @@ def _late_score(trainer: Trainer, state: TrainState, folder: Path) -> Score:
     return trainer.score() if trainer.world.from_first(recorded) else trainer.evaluate(state)
 
 
-def _finish(
-    config: Config,
-    folder: Path,
-    plan: RunPlan,
-    text: Text,
-    trainer: Trainer,
-    state: TrainState,
-    score: Score,
-) -> dict:
-    """Generate the samples and write result.json; its presence says that the run is finished."""
-    generator = torch.Generator().manual_seed(config.seed)
+def _samples(config: Config, text: Text, model: Transformer, world: World) -> list[dict[str, str]]:
+    """What the model makes of the beginnings of held-out documents; by all processes, which may hold it together."""
     ids = sample(
-        trainer.model,
+        model,
         text.prompts,
         config.evaluate.sample_tokens,
         config.model.max_seq_len,
         text.tokenizer.end_of_text,
-        generator,
+        torch.Generator().manual_seed(config.seed),
+        agree=world.as_first,
     )
-    samples = [
+    return [
         {
             "prompt": text.tokenizer.decode(prompt[1:]),
             "text": text.tokenizer.decode(whole[len(prompt) :]),
         }
         for prompt, whole in zip(text.prompts, ids, strict=True)
     ]
+
+
+def _finish(
+    folder: Path,
+    plan: RunPlan,
+    text: Text,
+    trainer: Trainer,
+    state: TrainState,
+    score: Score,
+    samples: list[dict[str, str]],
+) -> dict:
+    """Write result.json; its presence says that the run is finished."""
     result = {
         "bits_per_byte": score.bits_per_byte,
         "gzip_bits_per_byte": text.held_out.gzip_bits_per_byte,

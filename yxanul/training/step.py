@@ -85,6 +85,8 @@ def update(
 ) -> Found:
     """Clip the gathered gradient and take the optimizer step; the device skips one that is not finite."""
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), step.grad_clip)
+    if hasattr(grad_norm, "full_tensor"):  # of shares that several processes hold
+        grad_norm = grad_norm.full_tensor()
     bad = (~torch.isfinite(nats + grad_norm)).float()
     for optimizer in optimizers:
         for group in optimizer.param_groups:

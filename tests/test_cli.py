@@ -284,6 +284,19 @@ def test_plan_prints_the_stages(tmp_path, experiment, lengths):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_says_how_many_gpus_pay(command):
+    done = command("plan", "hardware=h100", "hardware.nodes=2", "hardware.gpus_per_node=8", "hardware.node_bandwidth=5")
+    assert (done.status, done.err) == (0, "")
+    said = " ".join(done.out.split())
+    assert "GPUs time communication speedup GPU-hours" in said
+    assert re.search(r"communication [\d.]+% of the time", said) and "more than 8 GPUs do not pay" in said
+
+
+def test_plan_of_one_device_says_nothing_of_several(command):
+    done = command("plan", "hardware=h100")
+    assert (done.status, done.err) == (0, "") and "communication" not in done.out and "GPU-hours" not in done.out
+
+
 @pytest.mark.parametrize("program", ["train", "plan"])
 def test_help_names_groups_keys_and_examples(tmp_path, program):
     done = in_a_process(tmp_path, f"yxanul.{program}", "--help")

@@ -87,7 +87,7 @@ def test_a_pin_is_of_something_that_is_required(setup_cfg):
 
 
 def test_every_import_is_a_requirement(setup_cfg):
-    """No module imports what an installation without extras would not bring; a function may import the GPU's.
+    """No module imports what an installation without extras would not bring; a function may import theirs.
 
     So may the modules that are wholly about one of these packages, and are imported by functions alone.
     """
@@ -96,11 +96,11 @@ def test_every_import_is_a_requirement(setup_cfg):
     for path in modules():
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
             always = node in tree.body and path.stem not in ABOUT_A_GPU_PACKAGE
-            declared = requirements(setup_cfg, *(() if always else ("gpu",))).keys()
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module]
+            declared = requirements(setup_cfg, *(() if always else ("gpu", "optuna"))).keys()
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"yxanul"}:
                 owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
                 if not owners & declared:

@@ -7,10 +7,12 @@ value and the nearest valid choice. A user who sets HYDRA_FULL_ERROR=1 gets the 
 
 import difflib
 import errno
+import logging
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ from yxanul import composition
 from yxanul.composition import config_dir
 from yxanul.config import Config
 from yxanul.errors import UserError
-from yxanul.sweep import launcher
+from yxanul.sweep import plugins
+from yxanul.sweep.job import FULL_ERROR
 from yxanul.sweep.runs import record_outcome
+from yxanul.sweep.table import shown
 from yxanul.validation import validate
+
+log = logging.getLogger(__name__)
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a user can mend of the operating system's errors; the others are bugs."""
@@ -41,9 +47,10 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     can mend. With `--multirun` it is the worst status of the jobs.
     """
     composition.register()
-    launcher.register()
+    plugins.register()
     OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ[FULL_ERROR] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    full_error = os.environ[FULL_ERROR] == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     started = False
     statuses = []
@@ -61,17 +68,23 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
             config = composition.parse(composed, kind)
             validate(config)
             status = task(config)
-        except (UserError, OmegaConfBaseException, OSError) as error:
-            if full_error or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
+        except Exception as error:  # and the other runs of a sweep go on
+            if not sweeping and (full_error or not _mendable(error)):
                 raise
-            report(error, kind)  # and the other jobs of a sweep go on
+            if full_error:
+                traceback.print_exc()
+            elif _mendable(error):
+                report(error, kind)
+            else:
+                _report_bug(error, folder / f"{HydraConfig.get().job.name}.log")
         except KeyboardInterrupt:
             status = 128 + signal.SIGINT
             raise
         finally:
             if sweeping:
                 record_outcome(folder, status)
-        statuses.append(status)
+        if not (sweeping and "max_failure_rate" in HydraConfig.get().sweeper):  # which judges by itself
+            statuses.append(status)
         if sweeping and status > 128:
             raise KeyboardInterrupt  # a signal stops the sweep, not only the run that received it
 
@@ -92,6 +105,17 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
 def report(error: Exception, kind: type[Config]) -> None:
     """Print an error that the user can mend as one line on stderr."""
     print(f"error: {explain(error, kind)}", file=sys.stderr)
+
+
+def _report_bug(error: Exception, path: Path) -> None:
+    """Print one line on stderr; the traceback goes to the run's log."""
+    log.info("a bug ended the run", exc_info=error)
+    print(f"error: {type(error).__name__}: {_one_line(error)}; the traceback is in {shown(path)}", file=sys.stderr)
+
+
+def _mendable(error: Exception) -> bool:
+    disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    return disk or isinstance(error, (UserError, OmegaConfBaseException))
 
 
 def explain(error: Exception, kind: type[Config] = Config) -> str:

@@ -106,6 +106,29 @@ def test_a_run_that_fails_stops_no_other(train, tmp_path, launcher):
     assert "Traceback" not in out + err
 
 
+def test_a_bug_in_one_run_stops_no_other(command, monkeypatch, tmp_path):
+    def train_run(config, folder, console):
+        if config.seed == 1:
+            raise TypeError("of ours")
+        return 0
+
+    monkeypatch.setattr("yxanul.training.run.train_run", train_run)
+    status, out, err = command("seed=1,2", "--multirun")
+    assert status == 1
+    assert "2 runs: 1 finished, 1 failed" in out
+    [log] = [run.log for run in sweep_states(sweep_in(tmp_path)) if run.state is State.failed]
+    assert err == f"error: TypeError: of ours; the traceback is in {log.relative_to(tmp_path)}\n"
+    assert "\nTypeError: of ours\n" in log.read_text()
+
+
+@pytest.mark.parametrize("launcher", [(), LOCAL], ids=["basic", "submitit_local"])
+def test_who_asks_for_full_errors_gets_those_of_the_runs(train, tmp_path, launcher):
+    status, _, err = train("model.num_heads=3", *launcher, "--multirun", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    [run] = sweep_states(sweep_in(tmp_path))
+    assert (status, run.state) == (1, State.failed)
+    assert "Traceback" in (run.log.read_text() if launcher else err)
+
+
 def test_a_killed_run_is_noticed_and_finished_by_the_same_command(start, train, wait_for, tmp_path):
     process = start(*LONG, "seed=1,2", *LOCAL, "--multirun", cwd=tmp_path)
     wait_for(lambda: (tmp_path / "multirun_outputs").exists() and rows(sweep_in(tmp_path), "seed1") > 10, process)

@@ -1,6 +1,7 @@
-"""What the launchers can be told: types and meanings here, values in conf/hydra/launcher/."""
+"""What the launchers and the sweeper of searches can be told: types and meanings here, values in conf/hydra/."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Dict, List, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -60,8 +61,44 @@ class SlurmConfig(SubmititConfig):
     extra: Dict[str, Any] = MISSING
 
 
+class Direction(Enum):
+    """What a search wants of its score."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+@dataclass
+class StudyConfig:
+    """A search by optuna for the values with the fewest bits per byte: `hydra/sweeper=optuna`.
+
+    Attributes:
+        sampler: a sampler of optuna; with a seed the same command makes the same trials.
+        direction: of the bits per byte.
+        n_trials: how many trials are made in all.
+        n_jobs: trials that are asked for together, so that the launcher may make them at the same time.
+        max_failure_rate: the share of n_trials that may fail before the search ends with an error.
+        params: what is searched, as overrides: {optimizer.lr: "tag(log, interval(1e-4, 1e-2))"}.
+    """
+
+    _target_: str = MISSING
+    _recursive_: bool = MISSING
+    sampler: Dict[str, Any] = MISSING
+    direction: Direction = MISSING
+    n_trials: int = MISSING
+    n_jobs: int = MISSING
+    max_failure_rate: float = MISSING
+    params: Dict[str, Any] = MISSING
+
+
+SCHEMAS = {
+    ("hydra/launcher", "submitit_local_schema"): SubmititConfig,
+    ("hydra/launcher", "slurm_schema"): SlurmConfig,
+    ("hydra/sweeper", "optuna_schema"): StudyConfig,
+}
+
+
 def register() -> None:
     """Make the schemas known to Hydra; harmless when repeated."""
-    schemas = {"submitit_local_schema": SubmititConfig, "slurm_schema": SlurmConfig}
-    for name, schema in schemas.items():
-        ConfigStore.instance().store(name, schema, group="hydra/launcher")
+    for (group, name), schema in SCHEMAS.items():
+        ConfigStore.instance().store(name, schema, group=group)

@@ -17,6 +17,9 @@ from yxanul.sweep.runs import JobRecord
 SILENT = ("hydra.output_subdir=null", "hydra/job_logging=none")
 """For the processes above the first: the run's folder belongs to that one."""
 
+FULL_ERROR = "YXANUL_FULL_ERROR"
+"""What the user set HYDRA_FULL_ERROR to: the command sets that itself, and a job is a command of its own."""
+
 STOPPED = 128
 """Exit statuses above it are those of a run that a signal stopped."""
 
@@ -63,7 +66,7 @@ class CommandJob:
         return DelayedSubmission(self)
 
     def _run(self, more: tuple[str, ...]) -> int:
-        os.environ["HYDRA_FULL_ERROR"] = "0"  # the launcher's own command has set it
+        os.environ["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
         os.environ.setdefault("COLUMNS", "160")  # a log is no terminal
         sys.argv = [self.module, *self.arguments, *more]
         try:

@@ -11,12 +11,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -24,14 +21,11 @@ from rich.console import Console
 
 from yxanul.errors import UserError
 from yxanul.sweep import scheduler
-from yxanul.sweep.job import CommandJob
+from yxanul.sweep.job import FULL_ERROR, CommandJob
 from yxanul.sweep.runs import LAUNCHER, JobRecord, launcher_of, record_job, record_launcher, record_runs, varied
-from yxanul.sweep.states import sweep_states
+from yxanul.sweep.states import RunState, State, states_of, sweep_states
 from yxanul.sweep.table import logs, shown, sweep_table
 from yxanul.sweep.wait import Wait, on_hang_up
-
-PLUGINS = "hydra_plugins.yxanul"
-"""This module's second name: Hydra takes plugins only from that package, also those that are registered from code."""
 
 IN_BACKGROUND = "YXANUL_IN_BACKGROUND"
 """Set in the process that a detached launcher leaves behind."""
@@ -43,21 +37,25 @@ NOT_OF_THE_RUN = ("hydra.sweep", "hydra/sweeper", "hydra.run.", "hydra.mode", "h
 class InThisProcess(BasicLauncher):
     """Hydra's basic launcher, under whose name it stands."""
 
-    __module__ = PLUGINS
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=_pinned(config))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Make the runs and return their bits per byte; None for one that did not finish, and has said why."""
         if self.config.hydra.sweep.subdir == ".":  # of a command whose runs have no folders, and so no states
             return super().launch(job_overrides, initial_job_idx)
         sweep = Path(self.config.hydra.sweep.dir)
-        _plan(self.hydra_context, self.config, job_overrides, initial_job_idx, sweep)
+        runs = plan(self.hydra_context, self.config, job_overrides, initial_job_idx, varied(job_overrides))
         try:
-            with _launching(sweep):
-                return super().launch(job_overrides, initial_job_idx)
+            with launching(sweep):
+                return _returns(self.run(runs, job_overrides, initial_job_idx), job_overrides)
         finally:
             report(sweep, Console())
+
+    def run(self, runs: Sequence[str], overrides: Sequence[Sequence[str]], first: int) -> list[RunState]:
+        """Make runs that are on the sweep's list, numbered from `first`; how they ended."""
+        super().launch(overrides, first)
+        return states_of(Path(self.config.hydra.sweep.dir), runs)
 
 
 class Submitit(Launcher):
@@ -66,8 +64,6 @@ class Submitit(Launcher):
     Args:
         settings: of conf/hydra/launcher/.
     """
-
-    __module__ = PLUGINS
 
     def __init__(self, **settings: object) -> None:
         self.settings = OmegaConf.create(settings)
@@ -78,17 +74,39 @@ class Submitit(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit what is not finished or on its way, and wait for it unless told not to.
 
+        Returns:
+            The runs' bits per byte.
+
         Raises:
             UserError: not all runs finished.
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         console, sweep = Console(), Path(self.config.hydra.sweep.dir)
-        runs = _plan(self.context, self.config, job_overrides, initial_job_idx, sweep)
+        runs = plan(self.context, self.config, job_overrides, initial_job_idx, varied(job_overrides))
         if self.settings.detach and self._detach(sweep, console):
             return []
-        arguments = dict(zip(runs, job_overrides, strict=True))
-        numbers = {name: initial_job_idx + index for index, name in enumerate(runs)}
+        try:
+            with launching(sweep):
+                ended = self.run(runs, job_overrides, initial_job_idx)
+        finally:
+            report(sweep, console)
+        if self.settings.detach:
+            _say_how_to_look(sweep, console)
+            return []
+        failed = [run for run in ended if run.state is not State.finished]
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(runs)} runs did not finish; mend what their logs say, "
+                "and the same command starts only those"
+            )
+        return _returns(ended, job_overrides)
+
+    def run(self, runs: Sequence[str], overrides: Sequence[Sequence[str]], first: int) -> list[RunState]:
+        """Make runs that are on the sweep's list, numbered from `first`; how they ended, or stand if detached."""
+        sweep = Path(self.config.hydra.sweep.dir)
+        arguments = dict(zip(runs, overrides, strict=True))
+        numbers = {name: first + index for index, name in enumerate(runs)}
 
         def submit(name: str, slot: int) -> JobRecord:
             folder = (sweep / name).absolute()
@@ -102,26 +120,14 @@ class Submitit(Launcher):
             record_job(folder, record)
             return record
 
-        detach, failed = self.settings.detach, []
-        try:
-            with _launching(sweep), on_hang_up(KeyboardInterrupt):
-                wait = Wait(sweep, runs, submit, console, self.settings.parallel, self.settings.poll_seconds)
-                try:
-                    wait.submit_all() if detach else wait.until_ended()
-                except BaseException:
-                    wait.cancel()
-                    raise
-                failed = wait.failed
-        finally:
-            report(sweep, console)
-        if detach:
-            _say_how_to_look(sweep, console)
-        if failed:
-            raise UserError(
-                f"{len(failed)} of {len(runs)} runs did not finish; mend what their logs say, "
-                "and the same command starts only those"
-            )
-        return []
+        with on_hang_up(KeyboardInterrupt):
+            wait = Wait(sweep, runs, submit, Console(), self.settings.parallel, self.settings.poll_seconds)
+            try:
+                wait.submit_all() if self.settings.detach else wait.until_ended()
+            except BaseException:
+                wait.cancel()
+                raise
+        return states_of(sweep, runs)
 
     @abstractmethod
     def submit(self, job: CommandJob, slot: int) -> JobRecord:
@@ -131,25 +137,8 @@ class Submitit(Launcher):
         """Leave the launching to another process; False where the scheduler can be left alone with all runs."""
         return False
 
-    def _hydra_overrides(self, folder: Path, number: int) -> list[str]:
-        asked = self.config.hydra.overrides.hydra
-        kept = [override for override in asked if not override.lstrip("+~").startswith(NOT_OF_THE_RUN)]
-        return [*kept, f"hydra.run.dir={_quoted(folder)}", f"hydra.job.num={number}", f"hydra.job.id={number}"]
-
-
-class OnThisMachine(Submitit):
-    """`hydra/launcher=submitit_local`: each run in processes of its own."""
-
-    __module__ = PLUGINS
-
-    def submit(self, job: CommandJob, slot: int) -> JobRecord:
-        each = self.settings.gpus_per_task
-        count = None if each is None else each * self.settings.tasks_per_node
-        gpus = None if count is None else ",".join(str(slot * count + index) for index in range(count))
-        return scheduler.submit_local(job, self.settings, gpus)
-
-    def _detach(self, sweep: Path, console: Console) -> bool:
-        """Start the same command in the background; it waits, and starts one run after the other."""
+    def leave_to_background(self, sweep: Path, console: Console) -> bool:
+        """Start the same command in the background, where it stays until all has ended; False if this is it."""
         if os.environ.pop(IN_BACKGROUND, None):
             self.settings.detach = False
             return False
@@ -158,7 +147,7 @@ class OnThisMachine(Submitit):
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
-                env=os.environ | {IN_BACKGROUND: "1", "HYDRA_FULL_ERROR": "0"},
+                env=os.environ | {IN_BACKGROUND: "1", "HYDRA_FULL_ERROR": os.environ[FULL_ERROR]},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -173,11 +162,27 @@ class OnThisMachine(Submitit):
         _say_how_to_look(sweep, console)
         return True
 
+    def _hydra_overrides(self, folder: Path, number: int) -> list[str]:
+        asked = self.config.hydra.overrides.hydra
+        kept = [override for override in asked if not override.lstrip("+~").startswith(NOT_OF_THE_RUN)]
+        return [*kept, f"hydra.run.dir={_quoted(folder)}", f"hydra.job.num={number}", f"hydra.job.id={number}"]
+
+
+class OnThisMachine(Submitit):
+    """`hydra/launcher=submitit_local`: each run in processes of its own."""
+
+    def submit(self, job: CommandJob, slot: int) -> JobRecord:
+        each = self.settings.gpus_per_task
+        count = None if each is None else each * self.settings.tasks_per_node
+        gpus = None if count is None else ",".join(str(slot * count + index) for index in range(count))
+        return scheduler.submit_local(job, self.settings, gpus)
+
+    def _detach(self, sweep: Path, console: Console) -> bool:
+        return self.leave_to_background(sweep, console)
+
 
 class OnSlurm(Submitit):
     """`hydra/launcher=slurm`: each run as a job of the cluster."""
-
-    __module__ = PLUGINS
 
     def submit(self, job: CommandJob, slot: int) -> JobRecord:
         return scheduler.submit_slurm(job, self.settings)
@@ -188,17 +193,6 @@ class OnSlurm(Submitit):
         return False
 
 
-def register() -> None:
-    """Make the launchers known to Hydra; harmless when repeated."""
-    plugins = Plugins.instance()  # which looks for an installed hydra_plugins
-    sys.modules.setdefault(PLUGINS.partition(".")[0], ModuleType(PLUGINS.partition(".")[0]))
-    sys.modules[PLUGINS] = sys.modules[__name__]
-    for launcher in (InThisProcess, OnThisMachine, OnSlurm):
-        plugins.register(launcher)
-    basic = {"_target_": f"{PLUGINS}.{InThisProcess.__name__}"}
-    ConfigStore.instance().store("basic", basic, group="hydra/launcher")
-
-
 def report(sweep: Path, console: Console) -> None:
     """Print where the runs of a sweep stand."""
     states = sweep_states(sweep)
@@ -207,7 +201,7 @@ def report(sweep: Path, console: Console) -> None:
 
 
 @contextmanager
-def _launching(sweep: Path) -> Iterator[None]:
+def launching(sweep: Path) -> Iterator[None]:
     """Be the process that starts the sweep's runs.
 
     Raises:
@@ -225,10 +219,10 @@ def _launching(sweep: Path) -> Iterator[None]:
         (sweep / LAUNCHER).unlink(missing_ok=True)
 
 
-def _plan(
-    context: HydraContext, config: DictConfig, overrides: Sequence[Sequence[str]], first: int, sweep: Path
+def plan(
+    context: HydraContext, config: DictConfig, overrides: Sequence[Sequence[str]], first: int, varies: Sequence[str]
 ) -> list[str]:
-    """The folders' names of the runs, which are put on the sweep's list.
+    """The folders' names of the runs, which are put on the sweep's list with what varies in them.
 
     Raises:
         UserError: two runs have the same folder.
@@ -245,8 +239,20 @@ def _plan(
                 "folder; they are the same run, or hydra.sweep.subdir does not tell them apart"
             )
         names.append(name)
-    record_runs(sweep, dict(zip(names, varied(overrides), strict=True)))
+    record_runs(Path(config.hydra.sweep.dir), dict(zip(names, varies, strict=True)))
     return names
+
+
+def _returns(runs: Sequence[RunState], overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """What any sweeper gets: the bits per byte of a finished run, else None, for Hydra's own would raise an error."""
+    return [
+        JobReturn(
+            overrides=each,
+            status=JobStatus.COMPLETED,
+            _return_value=run.bits_per_byte if run.state is State.finished else None,
+        )
+        for run, each in zip(runs, overrides, strict=True)
+    ]
 
 
 def _pinned(config: DictConfig) -> DictConfig:

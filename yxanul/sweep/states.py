@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -66,6 +67,12 @@ def sweep_states(sweep: Path) -> list[RunState]:
     if launcher_of(sweep) is None:
         return states
     return [replace(run, state=State.pending) if run.state is State.missing else run for run in states]
+
+
+def states_of(sweep: Path, runs: Sequence[str]) -> list[RunState]:
+    """The states of the runs with these names."""
+    states = {run.folder: run for run in sweep_states(sweep)}
+    return [states[sweep / name] for name in runs]
 
 
 def run_state(folder: Path, varies: str, job: JobRecord | None, seen: str) -> RunState:

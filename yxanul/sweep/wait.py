@@ -32,9 +32,6 @@ class Wait:
         console: told how each run ends.
         parallel: how many may be on their way at once; None for all.
         poll_seconds: between two looks at them.
-
-    Attributes:
-        failed: the runs that did not finish.
     """
 
     def __init__(
@@ -49,7 +46,6 @@ class Wait:
         self.sweep, self.console, self.submit = sweep, console, submit
         self.parallel, self.poll_seconds = parallel, poll_seconds
         self.varies = recorded_runs(sweep)
-        self.failed: list[str] = []
         self.jobs: dict[str, JobRecord] = {}  # on their way
         self.dead: dict[str, int] = {}
         self.slots: dict[str, int] = {}
@@ -113,7 +109,6 @@ class Wait:
         self.slots.pop(name)
         words = run.state.value
         if run.state is not State.finished:
-            self.failed.append(name)
             with suppress(UserError):
                 scheduler.cancel(self.sweep / name, job)  # ranks that wait for a dead one
             words += f" at step {run.step}" if run.step else ""

@@ -71,6 +71,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         except Exception as error:  # and the other runs of a sweep go on
             if not sweeping and (full_error or not _mendable(error)):
                 raise
+            status = _status(error)
             if full_error:
                 traceback.print_exc()
             elif _mendable(error):
@@ -98,7 +99,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         if full_error or ours:
             raise
         report(error, kind)
-        return 1
+        return _status(error)
     return max(statuses, default=0)
 
 
@@ -144,6 +145,11 @@ def _checked_name(*, _root_: DictConfig) -> str:
     if _root_.hydra.mode is RunMode.RUN:
         validate(composition.parse(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
     return composition.run_name(_root_)
+
+
+def _status(error: Exception) -> int:
+    """The exit status after an error."""
+    return error.status if isinstance(error, UserError) else 1
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

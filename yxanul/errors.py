@@ -7,7 +7,19 @@ anything else is a bug of ours and keeps its traceback.
 
 
 class UserError(Exception):
-    """Something that the user can repair; `str(error)` is the one line that is shown."""
+    """Something that the user can repair; `str(error)` is the one line that is shown.
+
+    Attributes:
+        status: that the command exits with.
+    """
+
+    status = 1
+
+
+class LostProcess(UserError):
+    """Another process of the run has died, whose own error says why; told apart from it by the exit status."""
+
+    status = 3
 
 
 class ConfigError(UserError):

@@ -1,31 +1,55 @@
 """`python -m yxanul.train` as a user starts it: in real processes, and where that is enough in this one."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from yxanul import cli
+from yxanul.sweep.runs import recorded_job
+from yxanul.sweep.states import State, sweep_states
+from yxanul.tracking import read_rows
 from yxanul.train import train as train_task
 
 ROOT = Path(__file__).resolve().parents[2]
+
+RAISES = """
+import signal
+
+def alarm(number, frame):
+    raise ZeroDivisionError("of the second alone")
+
+signal.signal(signal.SIGALRM, alarm)
+"""
+"""Run by every process when Python starts."""
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, also by children, if a script started us with "&"
 
 
 @pytest.fixture(scope="session")
 def start(tiny_run, tmp_path_factory):
     """Starts `python -m yxanul.train` with the tiny run's overrides and more.
 
-    `program` replaces the module, `base` the tiny run's overrides, and keywords in capitals are environment.
+    `program` replaces the module, `base` the tiny run's overrides, `inside` is a command that starts the rest of
+    its line, and keywords in capitals are environment.
     """
     folder = tmp_path_factory.mktemp("working_directory")
 
     def popen(
-        *overrides: str, program=("-m", "yxanul.train"), base=tiny_run, cwd: Path = folder, **environment: str
+        *overrides: str,
+        program=("-m", "yxanul.train"),
+        base=tiny_run,
+        cwd: Path = folder,
+        inside: tuple[str, ...] = (),
+        **environment: str,
     ) -> subprocess.Popen:
         variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
@@ -36,7 +60,7 @@ def start(tiny_run, tmp_path_factory):
             **environment,
         }
         return subprocess.Popen(
-            [sys.executable, *program, *base, *overrides],
+            [*inside, sys.executable, *program, *base, *overrides],
             cwd=cwd,
             env=variables,
             text=True,
@@ -107,3 +131,57 @@ def wait_for():
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture
+def check_two_ranks(start, undisturbed, wait_for, tmp_path):
+    """A sweep whose runs have two ranks each; of the first run the second rank raises, of the second nobody does."""
+
+    def rank_of(folder: Path, rank: int) -> int:
+        """The process of a run's rank."""
+        named = {f"{name}={rank}".encode() for name in ("SUBMITIT_LOCAL_GLOBALID", "SLURM_PROCID")}
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                ours = words[0] == sys.executable.encode() and str(folder / "job").encode() in words
+                if ours and named & set((path / "environ").read_bytes().split(b"\0")):
+                    return int(path.name)
+        raise AssertionError(f"no rank {rank}")
+
+    def check(*launcher: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(RAISES)
+        process = start(
+            "train.tokens=60000,6000",
+            *launcher,
+            "hydra.launcher.tasks_per_node=2",
+            "hydra.launcher.parallel=1",
+            "hydra.launcher.poll_seconds=0.2",
+            "--multirun",
+            cwd=tmp_path,
+            PYTHONPATH=f"{tmp_path}:{ROOT}",
+            GLOO_SOCKET_IFNAME="lo",
+        )
+        wait_for(lambda: [*tmp_path.glob("multirun_outputs/*/*/metrics.jsonl")], process)
+        [folder] = (path.parent for path in tmp_path.glob("multirun_outputs/*/*/metrics.jsonl"))
+        log = recorded_job(folder).log(folder, 1)
+        second = rank_of(folder, 1)
+        opened = {os.readlink(path) for path in Path(f"/proc/{second}/fd").iterdir()}
+        assert [path for path in opened if path.startswith(str(folder))] == [str(log)]
+
+        began = time.monotonic()
+        os.kill(second, signal.SIGALRM)
+        said = next(line for line in process.stdout if line.startswith("train.tokens=60000: failed"))
+        assert time.monotonic() - began < 20
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and err.startswith("error: 1 of 2 runs did not finish")
+        assert re.search(r"failed at step \d+: \[rank1\]: ZeroDivisionError: of the second alone$", said)
+        failed, finished = sweep_states(folder.parent)
+        assert (failed.state, failed.log, finished.state) == (State.failed, log, State.finished)
+
+        two, one = (
+            [row["loss"] for row in read_rows(each / "metrics.jsonl") if "loss" in row]
+            for each in (finished.folder, undisturbed[1])
+        )
+        assert two == pytest.approx(one, rel=1e-5) and len(two) == 23
+
+    return check

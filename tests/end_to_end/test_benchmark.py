@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from yxanul import cli
+from yxanul.benchmark import benchmark
+from yxanul.config import BenchmarkConfig
+
 TINY = (
     "model=nano",
     "precision=fp32",
@@ -16,9 +20,9 @@ TINY = (
     "model.num_kv_heads=1",
     "model.intermediate_size=128",
     "curriculum=ultra",
-    "curriculum.max_seq_len=256",
-    "curriculum.max_step_tokens=512",
-    "hardware.micro_batch.256=1",
+    "curriculum.max_seq_len=64",
+    "curriculum.max_step_tokens=128",
+    "hardware.micro_batch.64=1",
     "hardware=cpu",
     "train.tokens=100_000",
     "rounds=2",
@@ -28,7 +32,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def outcome(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    compare = "compare=['optimizer=muon','curriculum=none curriculum.max_seq_len=256']"
+    compare = "compare=['optimizer=muon','curriculum=none curriculum.max_seq_len=64']"
     overrides = (*TINY, compare, f"output={folder}")
     status, out, err = train(*overrides, program=("-m", "yxanul.benchmark"), base=())
     assert status == 0, err
@@ -41,11 +45,11 @@ def test_every_stage_of_every_composition_is_measured(outcome):
     base, muon, flat = record["results"]
     assert [result["name"] for result in record["results"]][1:] == [
         "optimizer=muon",
-        "curriculum=none curriculum.max_seq_len=256",
+        "curriculum=none curriculum.max_seq_len=64",
     ]
-    lengths = [8, 16, 32, 64, 128, 256, 256, 256, 256, 256]
+    lengths = [8, 16, 32, 64, 64, 64, 64, 64, 64, 64]
     assert [stage["seq_len"] for stage in base["stages"]] == [stage["seq_len"] for stage in muon["stages"]] == lengths
-    assert [stage["seq_len"] for stage in flat["stages"]] == [256]
+    assert [stage["seq_len"] for stage in flat["stages"]] == [64]
     for result in record["results"]:
         for stage in result["stages"]:
             assert sum(stage["phases"].values()) == pytest.approx(1)
@@ -92,9 +96,11 @@ def test_the_table_is_printed_and_the_page_written(outcome):
         ("output=/dev/null/x", "output=/dev/null/x: "),
     ],
 )
-def test_a_wrong_comparison_is_one_line(train, override, line, tmp_path):
-    outcome = train(*TINY, f"output={tmp_path}", override, program=("-m", "yxanul.benchmark"), base=())
-    status, _, err = outcome
+def test_a_wrong_comparison_is_one_line(override, line, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr("sys.argv", ["yxanul.benchmark", *TINY, f"output={tmp_path}", override])
+    status = cli.run(benchmark, "benchmark", BenchmarkConfig)
+    err = capfd.readouterr().err
     assert status == 1 and err.startswith("error: ") and err.count("\n") == 1, err
     assert line in err
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ import torch
 
 from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
 from yxanul.curriculum import plan
-from yxanul.errors import UserError
+from yxanul.errors import LostProcess, UserError
 from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.tracking import read_rows
@@ -239,20 +239,20 @@ def test_a_process_that_fails_ends_the_job_and_is_heard(disturbed):
 def test_a_process_that_is_killed_ends_the_others(disturbed):
     (first, second) = disturbed("if this == 1: os.kill(os.getpid(), signal.SIGKILL)").wait(40)
     assert second[0] == -signal.SIGKILL
-    assert first[0] == 1 and "another process of this run has died" in first[2]
+    assert first[0] == LostProcess.status and "another process of this run has died" in first[2]
 
 
 def test_a_process_that_waits_for_a_failed_one_leaves_too(disturbed):
     """As a process does that waits for a GPU on an answer that never comes."""
     (first, second) = disturbed("time.sleep(600) if this == 0 else sys.exit('gone')").wait(40)
     assert second[0] == 1 and "gone" in second[2]
-    assert first[0] == 1 and "another process of this run has died" in first[2]
+    assert first[0] == LostProcess.status and "another process of this run has died" in first[2]
 
 
 def test_an_error_that_the_first_finds_is_said_once(alone, launch, tmp_path):
     folder = shutil.copytree(alone, tmp_path / "run")
     (first, second) = launch(folder, 2, "seed=7").wait()
-    assert first[0] == second[0] == 1
+    assert (first[0], second[0]) == (1, LostProcess.status)
     assert first[2].startswith("error: seed=7: ") and first[2].count("\n") == 1 and second[2] == ""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from yxanul.errors import LostProcess
 from yxanul.sweep import scheduler
 from yxanul.sweep.job import STOPPED
 from yxanul.sweep.runs import OUTCOME, JobRecord, launcher_of, lives, read_json, recorded_job, recorded_runs
@@ -128,8 +129,9 @@ def _log(folder: Path, job: JobRecord | None, outcomes: list[dict | None]) -> Pa
     if job is None:
         own = list(folder.glob("*.log"))
         return own[0] if own else None
-    failed = [rank for rank, outcome in enumerate(outcomes) if outcome and outcome["status"]]
-    silent = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
+    statuses = {rank: outcome["status"] for rank, outcome in enumerate(outcomes) if outcome}
+    failed = [rank for rank, status in statuses.items() if status not in (0, LostProcess.status)]
+    silent = [rank for rank in range(job.tasks) if rank not in statuses]
     log = job.log(folder, [*failed, *silent, 0][0])
     return log if log.exists() else None
 

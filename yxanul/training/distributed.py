@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yxanul.errors import UserError
+from yxanul.errors import LostProcess, UserError
 
 T = TypeVar("T")
 
@@ -214,7 +214,7 @@ def _guard(world: World, store: dist.Store) -> Iterator[None]:
         while not leaving.wait(GUARD_SECONDS):
             if _failed(store) and not leaving.wait(5 * GUARD_SECONDS):  # most leave by themselves
                 print(f"error: {_lost(world)}", file=sys.stderr, flush=True)
-                os._exit(1)
+                os._exit(LostProcess.status)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -240,5 +240,5 @@ def _failed(store: dist.Store) -> bool:
         return True
 
 
-def _lost(world: World) -> UserError:
-    return UserError(f"process {world.rank} of {world.size}: another process of this run has died; see its own error")
+def _lost(world: World) -> LostProcess:
+    return LostProcess(f"process {world.rank} of {world.size}: another process of this run has died; see its own error")

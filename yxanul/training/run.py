@@ -23,7 +23,7 @@ from yxanul.config import Config, Parallel, WandbMode
 from yxanul.data.preparation import whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
-from yxanul.errors import ConfigError, UserError
+from yxanul.errors import ConfigError, LostProcess, UserError
 from yxanul.files import atomic_path, locked, write_json
 from yxanul.kernels import attention_of
 from yxanul.model import count
@@ -74,8 +74,8 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
     """Train the run that lives in `folder`, from its last checkpoint if it has one, with the processes that there are.
 
     Returns:
-        The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop, 1 on a
-        process that leaves because the first has an error to tell.
+        The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop, that of
+        LostProcess on a process that leaves because the first has an error to tell.
 
     Raises:
         UserError: the data, the tokenizer, a checkpoint or the device cannot be used, or the folder holds
@@ -86,7 +86,7 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
         with joined(device) as world:
             return _train_together(config, folder, device, world, console if world.first else Console(quiet=True))
     except ToldElsewhere:
-        return 1
+        return LostProcess.status
 
 
 def _train_together(config: Config, folder: Path, device: torch.device, world: World, console: Console) -> int:

@@ -51,7 +51,7 @@ def leaves(plain, prefix: str = "") -> dict:
 # --- parse
 
 
-@pytest.mark.parametrize("cls", schema_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", sorted(schema_classes(), key=lambda cls: cls.__name__), ids=lambda cls: cls.__name__)
 def test_the_schema_is_frozen_and_holds_no_values(cls):
     assert cls.__dataclass_params__.frozen
     for field in dataclasses.fields(cls):

@@ -2,11 +2,6 @@
 
 import pytest
 
-NOT_HERE = {
-    "hardware": (("experiment=quickstart", "hardware=h100"), "hardware.device=cuda: there is no CUDA device here"),
-    "data": (("experiment=quickstart", "data=parquet", "data.path=not/here"), "data.path=not/here: no such file"),
-}
-
 
 @pytest.fixture
 def doctor(train, tmp_path):
@@ -28,10 +23,11 @@ def test_a_run_that_can_start(doctor, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("overrides", "problem"), NOT_HERE.values(), ids=NOT_HERE)
-def test_a_run_that_cannot_start(doctor, tmp_path, overrides, problem):
-    status, out, err = doctor(*overrides)
+def test_a_run_that_cannot_start(doctor, tmp_path):
+    status, out, err = doctor("experiment=quickstart", "hardware=h100", "data=parquet", "data.path=not/here")
     assert (status, err) == (1, "")
-    title, line = out.splitlines()[-2:]
-    assert title == "the composed run cannot start here:" and line.startswith(f"  {problem}")
+    title, *problems = out.splitlines()[-3:]
+    assert title == "the composed run cannot start here:"
+    for problem in ("hardware.device=cuda: there is no CUDA device here", "data.path=not/here: no such file"):
+        assert any(line.startswith(f"  {problem}") for line in problems), out
     assert list(tmp_path.iterdir()) == []

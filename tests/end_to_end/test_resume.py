@@ -15,7 +15,25 @@ from yxanul.training import checkpoint
 
 KILLER = """
 import os, runpy, signal, sys
-point, number = sys.argv.pop(1).split(":")
+from pathlib import Path
+import safetensors.torch
+from yxanul.data import shards
+from yxanul.tokenizer import load
+from yxanul.tracking import Record, read_rows
+from yxanul.training import checkpoint, run
+
+folder = Path(sys.argv[-1].partition("=")[2])
+for each in sys.argv.pop(1).split(","):
+    child = os.fork()  # a process of its own, that need not import everything again
+    if not child:
+        break
+    ended = os.waitpid(child, 0)[1]
+    steps = [row["step"] for row in read_rows(folder / "metrics.jsonl")] if (folder / "metrics.jsonl").exists() else []
+    print(each, ended, (folder / "result.json").exists(), max(steps, default=0), file=sys.stderr)
+else:
+    sys.exit()
+
+point, number = each.split(":")
 left = int(number)
 
 def die():
@@ -34,11 +52,6 @@ def kill_at(module, name, before=False):
         return result
     setattr(module, name, call)
 
-import safetensors.torch
-from yxanul.data import shards
-from yxanul.tokenizer import load
-from yxanul.tracking import Record
-from yxanul.training import checkpoint, run
 if point == "tokenizer":  # trained, and not yet kept
     kill_at(load, "atomic_path", before=True)
 elif point == "shard":  # one shard is whole, the next is being written
@@ -56,6 +69,7 @@ else:
 sys.argv[0] = "yxanul.train"
 runpy.run_module("yxanul.train", run_name="__main__", alter_sys=True)
 """
+"""The command, once for each point, where it is killed; says each time how it ended and what it left."""
 
 
 def learned(folder: Path) -> list[tuple]:
@@ -91,17 +105,14 @@ def test_killed_inside_every_part_of_a_run(train, undisturbed, tmp_path):
     stage = stages(undisturbed[1])
     change = next(step for step in sorted(stage) if step > 3 and stage[step] != stage[step + 1])
     points = ["tokenizer:1", "shard:3", f"row:{change}", "weights:2", "renamed:3", "evaluated:2"]
-    reached = []
-    for point in points:
-        status, _, err = train(
-            f"hydra.run.dir={folder}", program=("-c", KILLER, point), YXANUL_CACHE=str(tmp_path / "cache")
-        )
-        assert status == -signal.SIGKILL, (point, err)
-        assert not (folder / "result.json").exists()
-        reached.append(max(stages(folder), default=0) if (folder / "metrics.jsonl").exists() else 0)
+    cache = str(tmp_path / "cache")
+    status, _, err = train(f"hydra.run.dir={folder}", program=("-c", KILLER, ",".join(points)), YXANUL_CACHE=cache)
+    said = [line.split() for line in err.splitlines()]
+    assert [words[:3] for words in said] == [[point, str(int(signal.SIGKILL)), "False"] for point in points], err
+    reached = [int(words[3]) for words in said]
     assert reached[2] == change  # killed between two stages
     assert reached[-1] == len(stage) > max(reached[:-1])
-    status, _, err = train(f"hydra.run.dir={folder}", YXANUL_CACHE=str(tmp_path / "cache"))
+    status, _, err = train(f"hydra.run.dir={folder}", YXANUL_CACHE=cache)
     assert (status, err) == (0, "")
     check_same(folder, undisturbed[1])
     assert not [path for path in tmp_path.rglob("*.tmp") if path.is_dir()]

@@ -232,7 +232,7 @@ def test_a_process_that_fails_ends_the_job_and_is_heard(disturbed):
     (first, second) = job.wait(40)
     assert time.monotonic() - began < 30
     assert second[0] == 1 and "ZeroDivisionError: of the second alone" in second[2]
-    assert (first[0], first[2].count("\n")) == (1, 1)
+    assert (first[0], first[2].count("\n")) == (LostProcess.status, 1)
     assert first[2].startswith("error: process 0 of 2: another process of this run has died")
 
 

@@ -28,6 +28,7 @@ from yxanul import composition
 from yxanul.composition import config_dir
 from yxanul.config import Config
 from yxanul.errors import UserError
+from yxanul.rank import find_rank
 from yxanul.sweep import plugins
 from yxanul.sweep.job import FULL_ERROR
 from yxanul.sweep.runs import record_outcome
@@ -35,6 +36,9 @@ from yxanul.sweep.table import shown
 from yxanul.validation import validate
 
 log = logging.getLogger(__name__)
+
+SILENT = ("hydra.output_subdir=null", "hydra/job_logging=none")
+"""For the processes of a run above the first: the folder belongs to that one."""
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a user can mend of the operating system's errors; the others are bugs."""
@@ -52,6 +56,8 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     os.environ[FULL_ERROR] = os.environ.get("HYDRA_FULL_ERROR", "0")
     full_error = os.environ[FULL_ERROR] == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if find_rank().rank > 0:
+        sys.argv += SILENT
     started = False
     statuses = []
 

@@ -31,7 +31,7 @@ def results(sweep: Path) -> dict[Path, tuple[int, float]]:
     return {path: (path.stat().st_mtime_ns, json.loads(path.read_text())["bits_per_byte"]) for path in paths}
 
 
-@pytest.mark.parametrize("launcher", [(), LOCAL], ids=["basic", "submitit_local"])
+@pytest.mark.parametrize("launcher", [pytest.param((), marks=pytest.mark.slow), LOCAL], ids=["basic", "submitit_local"])
 def test_a_search_ends_with_the_best_of_its_trials_and_goes_on_after_one_that_fails(train, tmp_path, launcher):
     search = (*SEARCH, *launcher, "model.num_heads=2,3", "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=3")
     status, out, err = train(*search, "--multirun", cwd=tmp_path)
@@ -64,6 +64,7 @@ def test_a_search_whose_trials_fail_ends_early(train, tmp_path):
     assert not (sweep_in(tmp_path) / "optimization_results.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_detached_search_goes_on_in_the_background(train, start, tmp_path):
     search = (*SEARCH, *LOCAL, "hydra.sweeper.n_trials=2", "hydra.launcher.detach=true")
     status, out, err = train(*search, "--multirun", cwd=tmp_path)

@@ -159,7 +159,7 @@ def test_one_dead_rank_of_two_ends_its_run(start, wait_for, tmp_path):
     assert not process_words(recorded_job(folder).id)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_cancels_the_runs_which_save(start, train, wait_for, tmp_path, number):
     process = start(*LONG, "seed=1,2", *LOCAL, "--multirun", cwd=tmp_path)
     there = (tmp_path / "multirun_outputs").exists
@@ -202,6 +202,7 @@ def test_a_detached_sweep_is_looked_after_from_another_terminal(train, sweep_com
     assert sweep_command("cancel", sweep) == (0, "no job of this sweep is on its way\n")
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_users_takes_two_sweeps(train, tmp_path):
     """Nothing is overwritten: the runs of both are on its list."""
     for seeds in ("1,2", "2,3"):

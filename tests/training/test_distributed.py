@@ -22,7 +22,7 @@ from yxanul.planning import make_plan
 from yxanul.precision.linear import build_precision
 from yxanul.tracking import read_rows
 from yxanul.training.checkpoint import checkpoints
-from yxanul.training.distributed import ALONE, World, find_world, first_node, joined, meeting_point
+from yxanul.training.distributed import first_node, joined, meeting_point
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -40,7 +40,8 @@ RUN = (
 
 DISTURBED = """
 import itertools, os, runpy, signal, sys, time
-from yxanul.training import loop
+from yxanul.training import distributed, loop
+distributed.GUARD_SECONDS, distributed.SILENCE = 0.2, 20
 calls, original, this = itertools.count(1), loop.add_gradient, int(os.environ["RANK"])
 
 def add_gradient(*arguments):
@@ -249,11 +250,23 @@ def test_a_process_that_waits_for_a_failed_one_leaves_too(disturbed):
     assert first[0] == LostProcess.status and "another process of this run has died" in first[2]
 
 
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_process_that_stands_still_is_not_waited_for(disturbed, still):
+    """As on a node that freezes or whose cable is cut, so that no connection breaks."""
+    job = disturbed(f"if this == {still}: os.kill(os.getpid(), signal.SIGSTOP)")
+    other = 1 - still
+    _, err = job.processes[other].communicate(timeout=40)
+    job.processes[still].kill()
+    assert job.processes[other].returncode == LostProcess.status
+    assert f"process {other} of 2: process {still} has given no sign of life for 4 s" in err and err.count("\n") == 1
+
+
 def test_an_error_that_the_first_finds_is_said_once(alone, launch, tmp_path):
-    folder = shutil.copytree(alone, tmp_path / "run")
-    (first, second) = launch(folder, 2, "seed=7").wait()
+    folders = [shutil.copytree(alone, tmp_path / "run"), tmp_path / "of_the_second"]
+    (first, second) = launch(folders, 2, "seed=7").wait()
     assert (first[0], second[0]) == (1, LostProcess.status)
     assert first[2].startswith("error: seed=7: ") and first[2].count("\n") == 1 and second[2] == ""
+    assert list(folders[1].iterdir()) == []
 
 
 def test_processes_that_cannot_meet_say_so(monkeypatch):
@@ -309,36 +322,14 @@ def test_a_launcher_that_was_forgotten_is_noticed(run, tmp_path):
         run(tmp_path / "run", "hardware.nodes=2", "hardware.gpus_per_node=4")
 
 
-# Who the processes are
+# Where they meet
 
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "5",
-    "SLURM_LOCALID": "1",
-    "SLURM_NTASKS": "8",
     "SLURM_JOB_NODELIST": "gpu[07-08]",
 }
-
-
-@pytest.mark.parametrize(
-    ("environment", "world"),
-    [
-        ({}, ALONE),
-        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, World(3, 1, 4)),
-        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, ALONE),
-        (SLURM, World(5, 1, 8)),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, ALONE),  # srun -n1 within a job of eight tasks
-        (SLURM | {"RANK": "9", "LOCAL_RANK": "2", "WORLD_SIZE": "16"}, World(9, 2, 16)),  # torchrun, started by srun
-        ({"SLURM_NTASKS": "8"}, ALONE),  # the shell of salloc
-        (
-            {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_NTASKS": "2"},
-            World(1, 1, 2),
-        ),
-    ],
-)
-def test_the_launcher_is_recognized(environment, world):
-    assert find_world(environment) == world
 
 
 def test_the_meeting_point_is_as_set_or_the_jobs_own():

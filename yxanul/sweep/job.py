@@ -14,9 +14,6 @@ from submitit.helpers import DelayedSubmission
 from yxanul.files import write_json
 from yxanul.sweep.runs import JobRecord
 
-SILENT = ("hydra.output_subdir=null", "hydra/job_logging=none")
-"""For the processes above the first: the run's folder belongs to that one."""
-
 FULL_ERROR = "YXANUL_FULL_ERROR"
 """What the user set HYDRA_FULL_ERROR to: the command sets that itself, and a job is a command of its own."""
 
@@ -49,7 +46,7 @@ class CommandJob:
         outcome.unlink(missing_ok=True)  # of the time before it was requeued
         signal.signal(signal.SIGTERM, _leave)  # submitit would ignore it
         try:
-            status = self._run(() if rank == 0 else SILENT)
+            status = self._run()
             if status == STOPPED + signal.SIGUSR2:
                 signal.raise_signal(signal.SIGUSR2)  # rank 0 does not return from it: the job is requeued
                 return 0
@@ -65,10 +62,10 @@ class CommandJob:
         """What submitit runs when the job starts again: the same."""
         return DelayedSubmission(self)
 
-    def _run(self, more: tuple[str, ...]) -> int:
+    def _run(self) -> int:
         os.environ["HYDRA_FULL_ERROR"] = os.environ.get(FULL_ERROR, "0")
         os.environ.setdefault("COLUMNS", "160")  # a log is no terminal
-        sys.argv = [self.module, *self.arguments, *more]
+        sys.argv = [self.module, *self.arguments]
         try:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)
         except SystemExit as leaving:

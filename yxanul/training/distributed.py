@@ -1,8 +1,8 @@
 """Several processes that train one run: who they are, how they meet, what they tell one another, how they end.
 
-There is one process a GPU, started by torchrun, by submitit's tasks or by srun, and recognized by the environment
-that these set. What could differ between them (timed kernels, memory that is free, files) is decided by the first
-and told to the others; decisions that each may cause (a signal) are taken by all at the same place.
+There is one process a GPU, started by torchrun, by submitit's tasks or by srun, and recognized by `rank.find_rank`.
+What could differ between them (timed kernels, memory that is free, files) is decided by the first and told to the
+others; decisions that each may cause (a signal) are taken by all at the same place.
 """
 
 import itertools
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yxanul.errors import LostProcess, UserError
+from yxanul.rank import find_rank
 
 T = TypeVar("T")
 
@@ -33,18 +34,16 @@ PATIENCE = timedelta(days=2)
 
 GUARD_SECONDS = 1.0
 
+SILENCE = 300
+"""So many of the guard's rounds is a process waited for that gives no sign: its node stands still or is cut off.
+
+Rounds, not seconds: a job that is suspended as a whole goes on."""
+
 FAILED = "failed"
 """What a process that fails sets in the store that all of them see."""
 
 GONE = re.compile("connection (closed|reset)|broken pipe", re.IGNORECASE)
 """In errors of operations with a process that was killed."""
-
-LAUNCHERS = (
-    ("RANK", "LOCAL_RANK", ("WORLD_SIZE",)),  # torchrun
-    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_LOCALID", ("SUBMITIT_LOCAL_NTASKS",)),
-    ("SLURM_PROCID", "SLURM_LOCALID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),  # srun, and submitit's tasks
-)
-"""Variables of rank, rank on the node and number of processes; of the last the first that is set."""
 
 
 class ToldElsewhere(Exception):
@@ -127,15 +126,6 @@ class World:
 ALONE = World()
 
 
-def find_world(environ: Mapping[str, str] = os.environ) -> World:
-    """The world that a launcher described in the environment; one process where there was none."""
-    for rank, local_rank, sizes in LAUNCHERS:
-        size = next((int(environ[name]) for name in sizes if name in environ), 1)
-        if size > 1 and rank in environ:
-            return World(int(environ[rank]), int(environ.get(local_rank, 0)), size)
-    return ALONE
-
-
 def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Address and port at which the processes meet: as set, else the job's first node and a port by the job's number.
 
@@ -168,7 +158,7 @@ def joined(device: torch.device) -> Iterator[World]:
     Raises:
         UserError: the processes cannot meet.
     """
-    world = find_world()
+    world = World(*find_rank())
     if world.size == 1:
         yield world
         return
@@ -206,15 +196,26 @@ def _meet(world: World) -> dist.Store:
 def _guard(world: World, store: dist.Store) -> Iterator[None]:
     """Watch for a process that fails, and end this one then: it may wait on a device for an answer that never comes.
 
-    A process that is killed cannot tell; then a launcher ends the others, as does a connection that breaks.
+    A process that is killed cannot tell; then a launcher ends the others, as does a connection that breaks. One
+    that is cut off breaks no connection: the first misses its signs of life, and it the answers of the first.
     """
     leaving = threading.Event()
 
+    def leave(lost: LostProcess) -> None:
+        if not leaving.wait(5 * GUARD_SECONDS):  # most leave by themselves
+            print(f"error: {lost}", file=sys.stderr, flush=True)
+            os._exit(LostProcess.status)
+
     def watch() -> None:
+        rounds = _rounds(world, store)
         while not leaving.wait(GUARD_SECONDS):
-            if _failed(store) and not leaving.wait(5 * GUARD_SECONDS):  # most leave by themselves
-                print(f"error: {_lost(world)}", file=sys.stderr, flush=True)
-                os._exit(LostProcess.status)
+            unanswered = threading.Timer(SILENCE * GUARD_SECONDS, leave, [_silent(world, 0)])
+            unanswered.daemon = True
+            unanswered.start()
+            lost = next(rounds)
+            unanswered.cancel()
+            if lost:
+                leave(lost)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -232,6 +233,25 @@ def _guard(world: World, store: dist.Store) -> Iterator[None]:
         thread.join(5 * GUARD_SECONDS)  # one that asks the store while Python ends would abort the process
 
 
+def _rounds(world: World, store: dist.Store) -> Iterator[LostProcess | None]:
+    """What the guard finds in each of its rounds: nothing, or why this process cannot go on."""
+    before = [0] * world.size
+    for turn in itertools.count(1):
+        lost = None
+        try:
+            store.add(f"signs{world.rank}", 1)
+            if store.check([FAILED]):
+                lost = _lost(world)
+            elif world.first and turn % SILENCE == 0:
+                now = [store.add(f"signs{rank}", 0) for rank in range(world.size)]
+                silent = [rank for rank in range(world.size) if now[rank] == before[rank]]
+                lost = _silent(world, silent[0]) if silent else None
+                before = now
+        except RuntimeError:  # the process that keeps the store is gone
+            lost = _lost(world)
+        yield lost
+
+
 def _failed(store: dist.Store) -> bool:
     """Whether a process has failed; the one that keeps the store takes it along."""
     try:
@@ -242,3 +262,10 @@ def _failed(store: dist.Store) -> bool:
 
 def _lost(world: World) -> LostProcess:
     return LostProcess(f"process {world.rank} of {world.size}: another process of this run has died; see its own error")
+
+
+def _silent(world: World, rank: int) -> LostProcess:
+    return LostProcess(
+        f"process {world.rank} of {world.size}: process {rank} has given no sign of life for "
+        f"{SILENCE * GUARD_SECONDS:.0f} s; its node stands still, or the network to it is cut"
+    )

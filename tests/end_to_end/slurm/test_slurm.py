@@ -188,6 +188,10 @@ def test_what_sbatch_refuses_is_one_line(train, tmp_path):
     )
 
 
+def test_an_error_of_the_second_rank_ends_its_run_alone(check_two_ranks):
+    check_two_ranks(*SLURM[:2])
+
+
 def test_a_run_that_reaches_its_time_limit_goes_on(limited, alone):
     process, folder = limited
     job = recorded_job(folder)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -42,7 +43,7 @@ class InThisProcess(BasicLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Make the runs and return their bits per byte; None for one that did not finish, and has said why."""
-        if self.config.hydra.sweep.subdir == ".":  # of a command whose runs have no folders, and so no states
+        if not runs_have_folders(self.config):
             return super().launch(job_overrides, initial_job_idx)
         sweep = Path(self.config.hydra.sweep.dir)
         runs = plan(self.hydra_context, self.config, job_overrides, initial_job_idx, varied(job_overrides))
@@ -193,6 +194,11 @@ class OnSlurm(Submitit):
         return False
 
 
+def runs_have_folders(config: DictConfig) -> bool:
+    """Whether the sweep is of a command whose runs have folders, and so states; asked before there is a run."""
+    return OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != "."
+
+
 def report(sweep: Path, console: Console) -> None:
     """Print where the runs of a sweep stand."""
     states = sweep_states(sweep)
@@ -232,6 +238,7 @@ def plan(
         run = context.config_loader.load_sweep_config(config, list(each))
         with open_dict(run):
             run.hydra.job.id = run.hydra.job.num = first + index
+        HydraConfig.instance().set_config(run)  # which ${hydra:...} in a run's values asks
         name = str(OmegaConf.select(run, "hydra.sweep.subdir"))
         if name in names:
             raise UserError(

@@ -49,7 +49,7 @@ class JobRecord:
 
 def sweep_name(root: DictConfig) -> str:
     """The name of a sweep: the keys that it varies and a hash of its overrides, whatever their order."""
-    asked = list(root.hydra.overrides.task)
+    asked = OmegaConf.to_container(root.hydra.overrides.task, resolve=False)  # they may hold ${hydra:...}
     asked += [f"{key}={value}" for key, value in (OmegaConf.select(root, "hydra.sweeper.params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides(asked)
     keys = [override.key_or_group for override in parsed if override.is_sweep_override()]

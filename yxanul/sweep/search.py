@@ -21,7 +21,7 @@ from rich.console import Console
 from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path
 from yxanul.sweep.config import Direction
-from yxanul.sweep.launcher import InThisProcess, Submitit, launching, plan, report
+from yxanul.sweep.launcher import InThisProcess, Submitit, launching, plan, report, runs_have_folders
 from yxanul.sweep.runs import SWEEP
 from yxanul.sweep.states import RunState, State
 from yxanul.sweep.table import shown
@@ -94,7 +94,7 @@ class Search(Sweeper):
     def _check(self) -> None:
         if not find_spec("optuna"):
             raise UserError("hydra/sweeper=optuna: optuna is not installed; pip install 'yxanul[optuna]'")
-        if self.config.hydra.sweep.subdir == ".":
+        if not runs_have_folders(self.config):
             raise UserError(
                 f"hydra/sweeper=optuna: a run of yxanul.{self.config.hydra.job.name} has no bits per byte; "
                 "search with yxanul.train"

@@ -14,9 +14,13 @@ from yxanul.validation import validate
 
 CONF = config_dir()
 CHOICES = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
+    (path.parent.name, path.stem)
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("hydra", "experiment", "sweep")
 )
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF / "experiment").with_suffix("")) for path in (CONF / "experiment").rglob("*.yaml")
+)
 PEAKS = ("hardware.peak_tflops.fp32=1", "hardware.peak_tflops.bf16=1")  # nothing to measure
 
 

@@ -71,7 +71,8 @@ def test_a_build_holds_every_module_and_every_value(tmp_path):
     built = {str(path.relative_to(tmp_path / "built")) for path in (tmp_path / "built").rglob("*") if path.is_file()}
     code = {str(path.relative_to(ROOT)) for path in modules()}
     values = {str("yxanul" / path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*") if path.is_file()}
-    assert built == code | values
+    pages = {str(path.relative_to(ROOT)) for name in ("*.css", "*.js") for path in (ROOT / "yxanul").rglob(name)}
+    assert built == code | values | pages and pages
 
 
 def test_every_requirement_and_test_tool_is_pinned_within_its_bounds(setup_cfg):

@@ -196,7 +196,8 @@ def _unknown_key(key: str, kind: type[Config]) -> str:
 
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    options = sorted(error.options or (path.stem for path in (config_dir() / group).glob("*.yaml")))
+    folder = config_dir() / group
+    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
     return f"{group or 'config'}={choice}: no such choice{_nearest(choice, options)}; there are {', '.join(options)}"
 
 

@@ -210,6 +210,7 @@ class DataConfig:
     text_column: str
     cache: str  # where tokens, held-out text and trained tokenizers are kept
     held_out: float  # share of the documents, chosen by their hash, never trained on
+    held_out_path: Optional[str]  # a file or folder of text to evaluate on instead; not trained on where path holds it
     on_error: OnError  # what a broken file, row group or row does: stop, or be skipped and counted
     workers: Optional[int]  # processes that tokenize; null: one a core
     part: int  # prepare: which share of the files this process does, 0..parts-1
@@ -256,6 +257,7 @@ class TrainConfig:
 class EvaluateConfig:
     every: Optional[int]  # optimizer steps; null: only at the end
     bytes: int  # of held-out text, whole documents up to about this much
+    context_bytes: Optional[int]  # of text before a token, at most; for tokenizers to be compared; null: all that fits
     samples: int  # generated at the end
     sample_tokens: int
 

@@ -5,12 +5,14 @@ finished. `python -m yxanul.train --help` lists the groups and keys.
 """
 
 import sys
+import time
 
 from yxanul import cli
 from yxanul.config import Config
 
 
 def train(config: Config) -> int:
+    began = time.perf_counter()  # before torch is imported
     from pathlib import Path
 
     from hydra.core.hydra_config import HydraConfig
@@ -21,7 +23,7 @@ def train(config: Config) -> int:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    return train_run(config, folder, Console())
+    return train_run(config, folder, Console(), began)
 
 
 if __name__ == "__main__":

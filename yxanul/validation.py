@@ -60,7 +60,7 @@ def _positive(config: Config) -> None:
         "optimizer": ("lr", "eps"),
         "optimizer.muon": ("lr", "iterations"),
         "train": ("tokens", "steps", "max_bad_steps"),
-        "evaluate": ("every", "bytes", "sample_tokens"),
+        "evaluate": ("every", "bytes", "context_bytes", "sample_tokens"),
         "checkpoint": ("every", "keep"),
         "tracking": ("log_every",),
     }

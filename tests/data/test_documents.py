@@ -31,6 +31,7 @@ def data_config(path, **changes) -> DataConfig:
         "text_column": "text",
         "cache": "",
         "held_out": 0.1,
+        "held_out_path": None,
         "repo": None,
         "revision": None,
         "files": None,

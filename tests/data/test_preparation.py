@@ -66,6 +66,7 @@ def tokenize(small_tokenizer, tmp_path):
             "text_column": "text",
             "cache": str(tmp_path / cache),
             "held_out": HELD_OUT,
+            "held_out_path": None,
             "on_error": OnError.stop,
             "workers": 2,
             "part": 0,

@@ -39,6 +39,7 @@ def prepare(parts, tokenizer, held_out, cache, **changes) -> Corpus:
         text_column="text",
         cache=str(cache),
         held_out=held_out,
+        held_out_path=None,
         on_error=OnError.stop,
         workers=None,
         part=0,

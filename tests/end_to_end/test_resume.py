@@ -78,6 +78,7 @@ def learned(folder: Path) -> list[tuple]:
         if row["kind"] == "train"
         else (row["kind"], row["step"], row["bits_per_byte"])
         for row in read_rows(folder / "metrics.jsonl")
+        if row["kind"] in ("train", "eval")
     ]
 
 

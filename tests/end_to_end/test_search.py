@@ -80,7 +80,7 @@ def test_a_detached_search_goes_on_in_the_background(train, start, tmp_path):
 def test_what_is_suggested_twice_is_run_once(command, monkeypatch, tmp_path):
     made = []
 
-    def train_run(config, folder, console):
+    def train_run(config, folder, console, began):
         made.append(config.seed)
         write_json(folder / "result.json", {"steps": 1, "bits_per_byte": 3.0 - config.seed})
         return 0

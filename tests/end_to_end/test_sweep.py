@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from yxanul.sweep.runs import recorded_job
 from yxanul.sweep.states import State, sweep_states
 
 LOCAL = ("hydra/launcher=submitit_local", "hydra.launcher.parallel=2", "hydra.launcher.poll_seconds=0.2")
-GRID = ("seed=1,2", "schedule=cosine,linear")
+GRID = ("seed=1,2", "schedule=cosine,linear", "tracking.wandb.project=${hydra:runtime.choices.schedule}")
 LONG = ("train.tokens=20000",)
 
 
@@ -107,7 +108,7 @@ def test_a_run_that_fails_stops_no_other(train, tmp_path, launcher):
 
 
 def test_a_bug_in_one_run_stops_no_other(command, monkeypatch, tmp_path):
-    def train_run(config, folder, console):
+    def train_run(config, folder, console, began):
         if config.seed == 1:
             raise TypeError("of ours")
         return 0
@@ -131,7 +132,7 @@ def test_who_asks_for_full_errors_gets_those_of_the_runs(train, tmp_path, launch
 
 def test_a_killed_run_is_noticed_and_finished_by_the_same_command(start, train, wait_for, tmp_path):
     process = start(*LONG, "seed=1,2", *LOCAL, "--multirun", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "multirun_outputs").exists() and rows(sweep_in(tmp_path), "seed1") > 10, process)
+    wait_for(lambda: any(tmp_path.glob("multirun_outputs/*")) and rows(sweep_in(tmp_path), "seed1") > 10, process)
     sweep = sweep_in(tmp_path)
     [folder] = sweep.glob("*seed1*")
     kill_rank(folder, 0)
@@ -150,7 +151,7 @@ def test_a_killed_run_is_noticed_and_finished_by_the_same_command(start, train, 
 
 def test_one_dead_rank_of_two_ends_its_run(start, wait_for, tmp_path):
     process = start(*LONG, "seed=1", *LOCAL, "hydra.launcher.tasks_per_node=2", "--multirun", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "multirun_outputs").exists() and rows(sweep_in(tmp_path), "seed1") > 5, process)
+    wait_for(lambda: any(tmp_path.glob("multirun_outputs/*")) and rows(sweep_in(tmp_path), "seed1") > 5, process)
     [folder] = sweep_in(tmp_path).glob("*seed1*")
     kill_rank(folder, 1)
     out, err = process.communicate(timeout=60)
@@ -162,8 +163,8 @@ def test_one_dead_rank_of_two_ends_its_run(start, wait_for, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_cancels_the_runs_which_save(start, train, wait_for, tmp_path, number):
     process = start(*LONG, "seed=1,2", *LOCAL, "--multirun", cwd=tmp_path)
-    there = (tmp_path / "multirun_outputs").exists
-    wait_for(lambda: there() and all(rows(sweep_in(tmp_path), run) > 5 for run in ("seed1", "seed2")), process)
+    there = partial(tmp_path.glob, "multirun_outputs/*")
+    wait_for(lambda: any(there()) and all(rows(sweep_in(tmp_path), run) > 5 for run in ("seed1", "seed2")), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -177,7 +178,7 @@ def test_an_interrupt_cancels_the_runs_which_save(start, train, wait_for, tmp_pa
 
 def test_a_second_launcher_waits_for_the_jobs_of_the_first(start, train, wait_for, tmp_path):
     first = start(*LONG, "seed=1,2", *LOCAL, "--multirun", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "multirun_outputs").exists() and rows(sweep_in(tmp_path), "seed1") > 5, first)
+    wait_for(lambda: any(tmp_path.glob("multirun_outputs/*")) and rows(sweep_in(tmp_path), "seed1") > 5, first)
     first.kill()
     first.communicate()
     sweep = sweep_in(tmp_path)

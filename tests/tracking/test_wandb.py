@@ -73,7 +73,13 @@ def test_the_axis_is_the_optimizer_step(fake, tmp_path):
     online.log({"kind": "event", "step": 7, "message": "saved"})
     online.close({"bits_per_byte": 1.0})
     assert fake.init_with["resume"] == "allow" and fake.init_with["id"] == "id1"
-    assert fake.run.axes == {"step": None, "train/*": "step", "eval/*": "step", "precision/*": "step"}
+    assert fake.run.axes == {
+        "step": None,
+        "start/*": "step",
+        "train/*": "step",
+        "eval/*": "step",
+        "precision/*": "step",
+    }
     assert fake.run.history == [
         {"step": 7, "train/step": 7, "train/loss": 2.0},
         {"step": 7, "event": "saved"},

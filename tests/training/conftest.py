@@ -1,6 +1,7 @@
 """Whole runs in this process."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,6 @@ def run(compose, tiny_run):
         config = compose(*tiny_run, *overrides)
         validate(config)
         console = Console(file=io.StringIO(), width=200)
-        return train_run(config, folder, console), console.file.getvalue()
+        return train_run(config, folder, console, time.perf_counter()), console.file.getvalue()
 
     return start

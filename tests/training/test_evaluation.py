@@ -19,7 +19,7 @@ from yxanul.training.evaluation import evaluate, held_out
 
 CPU = torch.device("cpu")
 END = 256
-BYTES = SimpleNamespace(end_of_text=END, encode=lambda texts: [list(text.encode()) for text in texts])
+BYTES = SimpleNamespace(end_of_text=END, fingerprint="", encode=lambda texts: [list(text.encode()) for text in texts])
 """A tokenizer whose tokens are bytes."""
 
 
@@ -27,6 +27,7 @@ class Numbered:
     """A tokenizer that never gives an id twice, so that a target says which place of which text it is."""
 
     end_of_text = -1
+    fingerprint = ""
 
     def encode(self, texts):
         count = itertools.count()
@@ -63,6 +64,30 @@ def test_every_token_is_scored_once_with_half_a_context_before_it(lengths, conte
                     assert place + 1 >= min(len(before), context // 2)
     assert sorted(scored) == list(range(sum(lengths)))
     assert (prepared.tokens, prepared.bytes) == (sum(lengths), sum(lengths))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=80), st.integers(1, 40), st.integers(10, 60))
+def test_a_context_in_bytes_is_that_of_any_tokenizer(lengths, context, context_bytes):
+    """Every token is scored once, with at most that many bytes before it, and half of them if the tokens allow it."""
+    tokenizer = SimpleNamespace(
+        end_of_text=0,
+        fingerprint="",
+        byte_lengths=np.array([0, *lengths], np.uint16),
+        encode=lambda texts: [list(range(1, len(lengths) + 1))],
+    )
+    scored = []
+    for row in held_out(["x" * sum(lengths)], tokenizer, context, context_bytes).rows:
+        for inputs, targets, counts in segments(row):
+            assert len(inputs) <= context
+            for place, (target, counted) in enumerate(zip(targets, counts, strict=True)):
+                seen = sum(int(tokenizer.byte_lengths[each]) for each in inputs[: place + 1])
+                assert seen <= context_bytes
+                if counted:
+                    scored.append(target)
+                    enough = seen > context_bytes / 2 - 9 or place + 1 >= context // 2
+                    assert enough or seen == sum(lengths[: target - 1])
+    assert sorted(scored) == list(range(1, len(lengths) + 1))
 
 
 @pytest.mark.parametrize("context", [8, 9])
@@ -112,7 +137,9 @@ def test_bits_per_byte_are_those_of_single_windows(model_config, build_model, po
 
 def test_a_model_that_knows_nothing_needs_the_bits_of_a_uniform_guess(model_config, build_model):
     """log2 of the padded vocabulary for each token, here one of two bytes."""
-    pairs = SimpleNamespace(end_of_text=0, encode=lambda texts: [[1] * (len(text) // 2) for text in texts])
+    pairs = SimpleNamespace(
+        end_of_text=0, fingerprint="", encode=lambda texts: [[1] * (len(text) // 2) for text in texts]
+    )
     model = build_model(model_config(max_seq_len=16), vocab_size=512, init_std=0.0)
     score = evaluate(model, held_out(["x" * 400, "y" * 30], pairs, 16), CPU, sdpa)
     assert score.bits_per_byte == pytest.approx(9 / 2, rel=1e-6)

@@ -439,7 +439,7 @@ def test_reading_a_step_behind_changes_nothing(trainer, tmp_path, monkeypatch):
         mine = trainer(evaluate_every=5, every=4, folder=tmp_path / str(lag))
         poison(mine, {2, 7}, "loss")
         state, score = mine.train(TrainState(), StopRequest())
-        timed = ("seconds", "tokens_per_second", "bytes_per_second", "mfu", "memory_gb")
+        timed = ("seconds", "evaluation_seconds", "tokens_per_second", "bytes_per_second", "mfu", "memory_gb")
         found = [
             {name: value for name, value in row.items() if name not in timed}
             for row in read_rows(tmp_path / str(lag) / "metrics.jsonl")

@@ -67,6 +67,7 @@ def learned(folder: Path) -> list[tuple]:
             row["bytes"],
         )
         for row in read_rows(folder / "metrics.jsonl")
+        if row["kind"] in ("train", "eval")
     ]
 
 

@@ -103,7 +103,8 @@ def open_source(data: DataConfig) -> list[Part]:
     if data.kind is DataKind.stdlib:
         return stdlib_parts()
     path = Path(data.path).expanduser()
-    files = source_files(path)
+    apart = _held_out_files(data)
+    files = [file for file in source_files(path) if not any(file.samefile(each) for each in apart)]
     if not files:
         missing = "holds no *.parquet, *.jsonl or *.txt file" if path.exists() else "no such file or folder"
         how = f"; it is {data.repo} on the Hugging Face hub" if data.repo else ""
@@ -112,6 +113,15 @@ def open_source(data: DataConfig) -> list[Part]:
         log.warning("data.path=%s holds %d of the %d files", data.path, len(files), data.expected_files)
     root = path if path.is_dir() else path.parent
     return [part for file in files for part in _parts_of(file, str(file.relative_to(root)), data)]
+
+
+def _held_out_files(data: DataConfig) -> list[Path]:
+    if data.held_out_path is None:
+        return []
+    files = source_files(Path(data.held_out_path).expanduser())
+    if not files:
+        raise ConfigError("data.held_out_path", data.held_out_path, "no such file, or no *.parquet, *.jsonl or *.txt")
+    return files
 
 
 def source_files(path: Path) -> list[Path]:

@@ -20,13 +20,14 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
-from yxanul.config import DataConfig, OnError, TokenizerConfig
+from yxanul.config import DataConfig, DataKind, OnError, TokenizerConfig
 from yxanul.data import documents
 from yxanul.data.documents import Part, Skipped
 from yxanul.data.progress import Progress, phases
-from yxanul.data.shards import Corpus, ShardFolder, shard_folder, training_documents
+from yxanul.data.shards import Corpus, ShardFolder, first_by_hash, shard_folder, training_documents
 from yxanul.errors import ConfigError, UserError
 from yxanul.files import locked
+from yxanul.spent import add_seconds
 from yxanul.tokenizer.encode import Encoder
 from yxanul.tokenizer.load import Tokenizer, load_tokenizer
 
@@ -89,6 +90,21 @@ def whole_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console) -
     return prepare_text(data, tokenizer, console)
 
 
+def held_out_texts(data: DataConfig, corpus: Corpus, at_most_bytes: int) -> list[str]:
+    """The documents that a run is judged on: of data.held_out_path, else those that its corpus keeps apart.
+
+    Raises:
+        UserError: there are none.
+    """
+    if data.held_out_path is None:
+        return corpus.held_out(at_most_bytes)
+    apart = replace(data, kind=DataKind.files, path=data.held_out_path, held_out_path=None, expected_files=None)
+    texts = first_by_hash(documents.Texts(documents.open_source(apart), data.on_error), at_most_bytes)
+    if not texts:
+        raise ConfigError("data.held_out_path", data.held_out_path, "holds no document")
+    return texts
+
+
 def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: Console) -> Corpus:
     """Tokenize what is not tokenized yet; see `prepare_text`."""
     folder = shard_folder(
@@ -102,6 +118,7 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: 
     mine = list(folder.parts)[data.part :: data.parts]
     missing = [name for name in mine if not folder.finished(name)]
     missing.sort(key=lambda name: -folder.parts[name].bytes)  # so that the workers end together
+    began = time.perf_counter()
     if missing:
         size = sum(folder.parts[name].bytes for name in missing)
         with Progress(console, size) as progress:
@@ -111,6 +128,7 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: 
                 job.make(missing, lambda name: None, progress.add)
             else:
                 Workers(job, missing, progress.add).run(min(workers, len(missing)))
+        add_seconds(Path(data.cache).expanduser(), folder.path.name, time.perf_counter() - began)
     shards = [info for name in folder.parts if (info := folder.finished(name))]
     if missing or folder.counted() != len(shards):  # who made the last shard may have been killed before it counted
         folder.write_manifest()

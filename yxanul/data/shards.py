@@ -10,7 +10,7 @@ source and one tokenizer by their fingerprints, so nothing stale is ever read; `
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import compress
@@ -262,7 +262,7 @@ class Corpus:
         return np.concatenate([np.load(self.folder / f"{shard.name}.hashes.npy") for shard in self.shards])
 
     def held_out(self, at_most_bytes: int) -> list[str]:
-        """Held-out documents by ascending hash, whole ones up to `at_most_bytes` of UTF-8 but at least one.
+        """Held-out documents, as `first_by_hash` chooses them.
 
         Raises:
             UserError: nothing was held out.
@@ -270,13 +270,19 @@ class Corpus:
         texts = [text for shard in self.shards for text in _read_texts(self.folder / f"{shard.name}.held_out.parquet")]
         if not texts:
             raise UserError("no document was held out for evaluation; raise data.held_out or give more documents")
-        chosen, size = [], 0
-        for text in sorted(texts, key=hash64):
-            size += num_bytes(text)
-            if chosen and size > at_most_bytes:
-                break
-            chosen.append(text)
-        return chosen
+        return first_by_hash(texts, at_most_bytes)
+
+
+def first_by_hash(texts: Iterable[str], at_most_bytes: int) -> list[str]:
+    """Texts by ascending hash, whole ones up to `at_most_bytes` of UTF-8 but at least one."""
+    chosen: list[str] = []
+    size = 0
+    for text in sorted(texts, key=hash64):
+        size += num_bytes(text)
+        if chosen and size > at_most_bytes:
+            break
+        chosen.append(text)
+    return chosen
 
 
 def training_documents(parts: list[Part], held_out: float) -> Iterator[str]:

@@ -12,7 +12,9 @@ def html_page(title: str, about: Sequence[str], command: str, figure: Any) -> st
         about: lines about what is plotted and when, to stand above it, as plain text.
         command: what made it, likewise.
     """
-    plots = figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+    plots = figure.to_html(
+        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False}
+    )
     lines = "<br>".join([*map(html.escape, about), f"<code>{html.escape(command)}</code>"])
     title = html.escape(title)
     return (

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import tokenizers
 from yxanul.config import TokenizerConfig, TokenizerKind
 from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path, locked
+from yxanul.spent import add_seconds
 from yxanul.tokenizer.encode import Encoder, StockEncoder, build_encoder, stock_encoder
 from yxanul.tokenizer.superbpe import Progress, annotated, recipe, train_bpe, train_superbpe
 
@@ -211,6 +213,7 @@ def _trained(
     with locked(path.parent / ".lock"):
         if path.exists():
             return path
+        began = time.perf_counter()
         texts = sample(corpus(), config.train_bytes)
         try:
             if transition is None:
@@ -224,6 +227,7 @@ def _trained(
         record = recipe(texts, config.vocab_size, transition) | {"corpus": source}
         with atomic_path(path) as temporary:
             temporary.write_text(annotated(trained, record), encoding="utf-8")
+        add_seconds(cache, path.parent.name, time.perf_counter() - began)
     return path
 
 

@@ -17,7 +17,7 @@ the same rows to people, and one that fails is dropped with a warning while the 
 
 from yxanul.tracking.console import ConsoleSink
 from yxanul.tracking.record import Record, read_rows
-from yxanul.tracking.rows import EvalRow, EventRow, PrecisionRow, Row, TrainRow
+from yxanul.tracking.rows import EvalRow, EventRow, PrecisionRow, Row, StartRow, TrainRow
 from yxanul.tracking.sink import SafeSink, Sink
 from yxanul.tracking.tensorboard import TensorBoardSink
 from yxanul.tracking.tracker import Tracker
@@ -32,6 +32,7 @@ __all__ = [
     "Row",
     "SafeSink",
     "Sink",
+    "StartRow",
     "TensorBoardSink",
     "Tracker",
     "TrainRow",

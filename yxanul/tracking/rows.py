@@ -5,7 +5,7 @@ A row is a plain flat dict, and these types only say what it holds. A figure tha
 Further numbers may be added to a row: the record, TensorBoard and wandb carry whatever they find.
 """
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Row = dict[str, Any]
 
@@ -40,7 +40,8 @@ class EvalRow(TypedDict, total=False):
     bits_per_byte: float  # of the held-out text
     perplexity: float  # per token: not comparable across tokenizers
     eval_bytes: int  # of held-out text
-    seconds: float  # since step 1, summed over resumes
+    seconds: float  # since step 1, summed over resumes, without this evaluation
+    evaluation_seconds: float  # of this evaluation
 
 
 class PrecisionRow(TypedDict, total=False):
@@ -50,12 +51,23 @@ class PrecisionRow(TypedDict, total=False):
     step: int
 
 
+class StartRow(TypedDict):
+    """What a start of the run cost before its first step, and what it is judged on."""
+
+    kind: Literal["start"]
+    step: int  # of the checkpoint that it goes on from
+    start_up_seconds: float  # of this start: imports, plan, data, model, without preparation
+    preparation_seconds: float  # of making tokenizer and tokens, by whatever run did it first
+    held_out: str  # the text and the context of evaluation: runs in which it differs are not to be compared
+
+
 class EventRow(TypedDict):
     """Something worth a sentence: a resume, a fallback, a skipped file."""
 
     kind: Literal["event"]
     step: int
     message: str
+    warm_up_seconds: NotRequired[float]
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -20,7 +20,7 @@ MODES = ("auto", "online", "offline", "disabled")
 # An idle GPU must not wait longer for a dead network. (wandb's own limits: 90 seconds, and none.)
 INIT_SECONDS = 30.0
 FINISH_SECONDS = 120.0  # what is not sent by then stays on disk, for `wandb sync`
-PLOTTED = ("train", "eval", "precision")
+PLOTTED = ("start", "train", "eval", "precision")
 
 
 def wandb_mode(configured: str | None, environ: Mapping[str, str]) -> str:

@@ -3,9 +3,13 @@
 Every document begins with the end-of-text token, so that its first token is predicted too, and every byte is
 scored exactly once. A document longer than the context is read in windows that overlap by half, so a token in
 it never has less than half a context of text before it. Windows of several documents share a packed row.
+
+A context may be counted in bytes too: as many tokens of a coarser tokenizer see more text, and runs with different
+tokenizers are compared fairly only where each sees the same.
 """
 
 import gzip
+import hashlib
 import lzma
 import math
 from collections.abc import Iterator, Sequence
@@ -38,6 +42,7 @@ class HeldOut:
     context: int
     tokens: int
     bytes: int
+    name: str  # a hash of the text, and its context: what else has this name is judged on the same
     gzip_bits_per_byte: float
     xz_bits_per_byte: float
 
@@ -50,15 +55,21 @@ class Score:
     perplexity: float
 
 
-def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int) -> HeldOut:
-    """Cut `texts` into windows of `context` tokens and pack them into rows."""
+def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int, context_bytes: int | None = None) -> HeldOut:
+    """Cut `texts` into windows of up to `context` tokens, and `context_bytes` if given, and pack them into rows."""
     content = "".join(texts).encode()
-    windows = [window for ids in tokenizer.encode(texts) for window in _windows([tokenizer.end_of_text, *ids], context)]
+    windows = []
+    for ids in tokenizer.encode(texts):
+        whole = [tokenizer.end_of_text, *ids]
+        ends = None if context_bytes is None else np.cumsum(tokenizer.byte_lengths[whole].astype(np.int64))
+        windows += _windows(whole, context, ends, context_bytes)
+    seen = f"{context} tokens of {tokenizer.fingerprint[:8]}" if context_bytes is None else f"{context_bytes} bytes"
     return HeldOut(
         rows=list(_pack(windows, context)),
         context=context,
         tokens=sum(len(ids) for ids, _ in windows) - sum(skipped for _, skipped in windows) - len(windows),
         bytes=len(content),
+        name=f"text {hashlib.sha256(content).hexdigest()[:8]}, context {seen}",
         gzip_bits_per_byte=8 * len(gzip.compress(content, 9)) / len(content),
         xz_bits_per_byte=8 * len(lzma.compress(content, preset=9)) / len(content),
     )
@@ -79,18 +90,27 @@ def evaluate(model: Transformer, text: HeldOut, device: torch.device, attention:
     return Score(nats / math.log(2) / text.bytes, perplexity)
 
 
-def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], int]]:
-    """Windows of up to context + 1 ids (inputs and shifted targets), and how many first targets were scored before."""
-    stride = max(1, context // 2)
-    start = 0
-    while True:
-        window = ids[start : start + context + 1]
-        skipped = 0 if start == 0 else context - stride
-        if len(window) - 1 > skipped:
-            yield window, skipped
-        if start + context + 1 >= len(ids):
-            return
-        start += stride
+def _windows(
+    ids: list[int], context: int, ends: np.ndarray | None, context_bytes: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Windows of up to context + 1 ids (inputs and shifted targets), and how many first targets were scored before.
+
+    Args:
+        ends: (ids,) bytes up to and with each id; the inputs of a window are at most `context_bytes` of them, but
+            for tokens longer than that.
+    """
+    start, scored = 0, 1  # the first id is no target
+    while scored < len(ids):
+        end = min(start + context, len(ids) - 1)
+        if ends is not None:
+            before = ends[start - 1] if start else 0
+            end = max(scored, min(end, int(np.searchsorted(ends, before + context_bytes, side="right"))))
+        yield ids[start : end + 1], scored - start - 1
+        scored = end + 1
+        start = end - (context - max(1, context // 2))
+        if ends is not None:
+            half = int(np.searchsorted(ends, ends[end - 1] - context_bytes // 2, side="left")) + 1
+            start = min(max(start, half), end)
 
 
 def _pack(windows: list[tuple[list[int], int]], context: int) -> Iterator[Row]:

@@ -134,7 +134,8 @@ class Trainer:
             for index in shapes.values():
                 self._within_memory(index, lambda index=index: self._try_shape(self.steps[index]))
         self.warm_up_seconds = time.perf_counter() - start
-        self._event(first, f"warmed up in {self.warm_up_seconds:.1f} s: {len(shapes)} shapes")
+        message = f"warmed up in {self.warm_up_seconds:.1f} s: {len(shapes)} shapes"
+        self.tracker.log(EventRow(kind="event", step=first, message=message, warm_up_seconds=self.warm_up_seconds))
 
     def _try_shape(self, step: Step) -> None:
         counts = {count: index for index, count in enumerate(step.micro_batches)}
@@ -285,6 +286,7 @@ class Trainer:
 
     def evaluate(self, state: TrainState) -> Score:
         """Score the model on the held-out text and record it."""
+        began = time.perf_counter()
         score = self.score()
         self.tracker.log(
             EvalRow(
@@ -296,6 +298,7 @@ class Trainer:
                 perplexity=score.perplexity,
                 eval_bytes=self.eval_bytes,
                 seconds=state.seconds,
+                evaluation_seconds=time.perf_counter() - began,
             )
         )
         self._graphs = graphs_compiled()  # rows of other lengths may have needed graphs of their own

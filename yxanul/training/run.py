@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from rich.console import Console
 from yxanul import __version__, hardware
 from yxanul.composition import first_difference, identity, to_plain
 from yxanul.config import Config, Parallel, WandbMode
-from yxanul.data.preparation import whole_text
+from yxanul.data.preparation import held_out_texts, whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
 from yxanul.errors import ConfigError, LostProcess, UserError
@@ -35,11 +36,13 @@ from yxanul.precision.linear import build_precision
 from yxanul.precision.plan import totals
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
+from yxanul.spent import all_seconds, seconds_for
 from yxanul.tokenizer.load import Tokenizer
 from yxanul.tracking import (
     ConsoleSink,
     Record,
     SafeSink,
+    StartRow,
     TensorBoardSink,
     Tracker,
     WandbSink,
@@ -70,8 +73,11 @@ class Text:
     prompts: list[list[int]]
 
 
-def train_run(config: Config, folder: Path, console: Console) -> int:
+def train_run(config: Config, folder: Path, console: Console, began: float) -> int:
     """Train the run that lives in `folder`, from its last checkpoint if it has one, with the processes that there are.
+
+    Args:
+        began: when the command did, by time.perf_counter.
 
     Returns:
         The exit status: 0 when the run is finished, 128 + the signal's number when it was asked to stop, that of
@@ -84,16 +90,19 @@ def train_run(config: Config, folder: Path, console: Console) -> int:
     device = hardware.select_device(config.hardware.device)
     try:
         with joined(device) as world:
-            return _train_together(config, folder, device, world, console if world.first else Console(quiet=True))
+            console = console if world.first else Console(quiet=True)
+            return _train_together(config, folder, device, world, console, began)
     except ToldElsewhere:
         return LostProcess.status
 
 
-def _train_together(config: Config, folder: Path, device: torch.device, world: World, console: Console) -> int:
+def _train_together(
+    config: Config, folder: Path, device: torch.device, world: World, console: Console, began: float
+) -> int:
     with ExitStack() as stack:
         if world.from_first(lambda: _finished_or_ours(config, folder, world, stack, console)):
             return 0
-        return _train(config, folder, device, world, console)
+        return _train(config, folder, device, world, console, began)
 
 
 def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitStack, console: Console) -> bool:
@@ -140,12 +149,15 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
         )
 
 
-def _train(config: Config, folder: Path, device: torch.device, world: World, console: Console) -> int:
+def _train(config: Config, folder: Path, device: torch.device, world: World, console: Console, began: float) -> int:
     hardware.keep_freed_memory(device)
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
     plan = world.from_first(lambda: make_plan(config, device, precision, world.size))  # it may be timed: one for all
     console.print(plan_table(plan))
+    cache = Path(config.data.cache).expanduser()
+    prepared_before = all_seconds(cache)
     text = world.after_first(lambda: read_text(config, console))
+    preparing = all_seconds(cache) - prepared_before
     _say_epochs(plan, text.corpus, console)
 
     model = build_model(config, plan, precision, device)
@@ -184,6 +196,17 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
         watch=watch,
         world=world,
         warm=plan.kernels.compiled or device.type == "cuda",
+    )
+    tracker.log(
+        StartRow(
+            kind="start",
+            step=state.step,
+            start_up_seconds=time.perf_counter() - began - preparing,
+            preparation_seconds=sum(
+                seconds_for(cache, made.name) for made in (text.tokenizer.path.parent, text.corpus.folder)
+            ),
+            held_out=text.held_out.name,
+        )
     )
     result = None
     try:
@@ -225,7 +248,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def read_text(config: Config, console: Console) -> Text:
     """Open the data, load or train the tokenizer, tokenize what is not tokenized yet."""
     tokenizer, corpus = whole_text(config.data, config.tokenizer, console)
-    texts = corpus.held_out(config.evaluate.bytes)
+    texts = held_out_texts(config.data, corpus, config.evaluate.bytes)
     console.print(
         f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) "
         f"in {corpus.folder}",
@@ -235,7 +258,8 @@ def read_text(config: Config, console: Console) -> Text:
     prompts = [
         [tokenizer.end_of_text, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode(texts[: config.evaluate.samples])
     ]
-    return Text(tokenizer, corpus, held_out(texts, tokenizer, config.model.max_seq_len), prompts)
+    judged = held_out(texts, tokenizer, config.model.max_seq_len, config.evaluate.context_bytes)
+    return Text(tokenizer, corpus, judged, prompts)
 
 
 def _say_epochs(plan: RunPlan, corpus: Corpus, console: Console) -> None:
@@ -346,6 +370,7 @@ def _finish(
         "xz_bits_per_byte": text.held_out.xz_bits_per_byte,
         "perplexity": score.perplexity,
         "eval_bytes": text.held_out.bytes,
+        "held_out": text.held_out.name,
         "corpus": text.corpus.record(),
         "tokens": state.tokens,
         "bytes": state.bytes,

@@ -1,0 +1,28 @@
+"""Runs without folders."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from yxanul.ledger.runs import Moment, Run, Times
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Run]:
+    """Makes a run with these evaluations: `make_run(moments, seed=1, name="run", held_out="text")`."""
+
+    def make(moments: Sequence[Moment], seed: int = 1, name: str = "run", held_out: str = "text") -> Run:
+        return Run(
+            name=name,
+            folder=Path(name),
+            config={"seed": seed},
+            plan={},
+            result=None,
+            steps=[],
+            moments=list(moments),
+            times=Times(preparation=0.0, start_up=0.0, warm_up=0.0, training=0.0, evaluation=0.0),
+            held_out=held_out,
+        )
+
+    return make

@@ -1,0 +1,183 @@
+"""The runs that a ledger is made of, read from their folders: finished, on their way or dead."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yxanul.errors import UserError
+from yxanul.sweep.runs import SWEEP, recorded_runs
+from yxanul.tracking import Row, read_rows
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the seconds of a run went, over all its starts.
+
+    Attributes:
+        preparation: training the tokenizer and tokenizing, when that was done first: a cache makes it no cheaper.
+        start_up: imports, plan, data, model, up to the first step.
+        warm_up: compilation and the first calls of kernels.
+        training: steps and checkpoints.
+        evaluation: of the held-out text.
+    """
+
+    preparation: float
+    start_up: float
+    warm_up: float
+    training: float
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        return self.preparation + self.start_up + self.warm_up + self.training + self.evaluation
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run at one of its evaluations: what it had cost, and how good it was.
+
+    Attributes:
+        tokens, bytes: trained on.
+        flops: of training, by the model's arithmetic.
+        training_seconds: of steps and checkpoints.
+        total_seconds: with preparation, start-up, warm-up and the evaluations before.
+        device_hours: of training, times the number of devices.
+        bits_per_byte: of the held-out text.
+    """
+
+    step: int
+    tokens: int
+    bytes: int
+    flops: float
+    training_seconds: float
+    total_seconds: float
+    device_hours: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it.
+
+    Attributes:
+        name: what tells it from the others of the report.
+        config: as composed, nested.
+        plan: of plan.json.
+        result: of result.json; None if the run is not finished.
+        steps: its train rows.
+        moments: its evaluations, in order.
+        held_out: what it was judged on: a hash of the text, and its context; runs are compared if these are equal.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    result: dict[str, Any] | None
+    steps: list[Row]
+    moments: list[Moment]
+    times: Times
+    held_out: str
+
+    @property
+    def best(self) -> float | None:
+        """The fewest bits per byte that it reached; None before its first evaluation."""
+        return min((moment.bits_per_byte for moment in self.moments), default=None)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in folders of runs, of sweeps, or of several of these; what has not begun to train is left out.
+
+    Raises:
+        UserError: a folder is not there, or holds no run.
+    """
+    folders: dict[Path, str] = {}
+    for path in paths:
+        found = dict(_folders(path))
+        if not found:
+            raise UserError(f"{path}: holds no run that has begun to train; name folders of runs or of sweeps")
+        folders |= found
+    names = list(folders.values())
+    return [
+        _read(folder, name if names.count(name) == 1 else f"{folder.parent.name}/{name}")
+        for folder, name in folders.items()
+    ]
+
+
+def _folders(path: Path) -> Iterator[tuple[Path, str]]:
+    """Folders of runs at or below `path`, with their names."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; name folders of runs or of sweeps")
+    if (path / "metrics.jsonl").exists():
+        if (path / "plan.json").exists():
+            yield path, path.resolve().name
+        return
+    varies = recorded_runs(path) if (path / SWEEP).exists() else {}
+    for folder in sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink()):
+        for found, name in _folders(folder):
+            yield found, varies.get(found.name) or name
+
+
+def _read(folder: Path, name: str) -> Run:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        plan = json.loads((folder / "plan.json").read_text())
+        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else None
+        rows = read_rows(folder / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read as a run ({error})") from error
+    steps = [row for row in rows if row["kind"] == "train"]
+    starts = [row for row in rows if row["kind"] == "start"]
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    evaluating = [0.0, *accumulate(row["evaluation_seconds"] for row in evaluations)]
+    seconds = max((row["seconds"] for row in [*steps, *evaluations]), default=0.0)
+    before_last = evaluating[-2] if evaluations and evaluations[-1]["seconds"] == seconds else evaluating[-1]
+    times = Times(
+        preparation=starts[-1]["preparation_seconds"] if starts else 0.0,
+        start_up=sum(row["start_up_seconds"] for row in starts),
+        warm_up=sum(row.get("warm_up_seconds", 0.0) for row in rows if row["kind"] == "event"),
+        training=seconds - before_last,
+        evaluation=evaluating[-1],
+    )
+    return Run(
+        name=name,
+        folder=folder,
+        config=config,
+        plan=plan,
+        result=result,
+        steps=steps,
+        moments=_moments(plan, steps, evaluations, evaluating, times),
+        times=times,
+        held_out=starts[-1]["held_out"] if starts else "",
+    )
+
+
+def _moments(
+    plan: dict[str, Any], steps: list[Row], evaluations: list[Row], evaluating: list[float], times: Times
+) -> list[Moment]:
+    """The evaluations of a run with what it had cost until then; `evaluating`: seconds of those before each."""
+    before = times.preparation + times.start_up + times.warm_up
+    work = {stage["stage"]: stage["flops"] / stage["tokens"] for stage in plan["stages"]}
+    ends = [row["step"] for row in steps]
+    tokens = [0, *(row["tokens"] for row in steps)]
+    flops = [0.0, *accumulate((tokens[i + 1] - tokens[i]) * work[row["stage"]] for i, row in enumerate(steps))]
+    return [
+        Moment(
+            step=row["step"],
+            tokens=row["tokens"],
+            bytes=row["bytes"],
+            flops=flops[bisect_right(ends, row["step"])],
+            training_seconds=row["seconds"] - evaluated,
+            total_seconds=before + row["seconds"],
+            device_hours=plan["processes"] * (row["seconds"] - evaluated) / 3600,
+            bits_per_byte=row["bits_per_byte"],
+        )
+        for row, evaluated in zip(evaluations, evaluating, strict=False)
+        if row["bits_per_byte"] is not None
+    ]

@@ -1,0 +1,156 @@
+"""`python -m yxanul.report DIR...`: what runs and sweeps cost to the same quality, and what each choice was worth.
+
+Reads finished and running runs, prints tables and writes a page with the curves.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from yxanul.errors import UserError
+from yxanul.files import atomic_path
+from yxanul.ledger.attribution import SPENT
+from yxanul.ledger.ledger import Against, Ledger, make_ledger
+from yxanul.ledger.quality import AXES
+from yxanul.ledger.runs import find_runs
+from yxanul.reporting.ledger_table import ledger_tables
+from yxanul.reporting.report_page import PageTable, report_page
+
+FORMATS = ("table", "md", "csv", "json")
+
+EPILOG = """\
+examples:
+  python -m yxanul.report outputs/nano-bf16-superbpe8k-ultra-stdlib-seed1-1a2b3c4d
+  python -m yxanul.report multirun_outputs/tokenizers --target 1.9 --axis total_seconds
+  python -m yxanul.report multirun_outputs/ladder --against previous --format md > ladder.md
+
+A run reaches the target where the line between two of its evaluations crosses it: evaluate often (evaluate.every).
+Choices are compared seed by seed; with two seeds or more an interval of 95% stands beside each factor.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        return report(given, Console())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m yxanul.report",
+        description="What runs and sweeps cost to the same quality, and what each choice was worth.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or of sweeps")
+    parser.add_argument("--target", type=float, metavar="BITS", help="bits per byte (default: what all runs reach)")
+    parser.add_argument("--axis", choices=SPENT, default=SPENT[0], help=f"what costs are counted in ({SPENT[0]})")
+    parser.add_argument(
+        "--against",
+        choices=[each.value for each in Against],
+        default=Against.first.value,
+        help="what each choice is compared with, in the order of the sweep (first)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of what is printed (table)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: report.html in the first DIR)")
+    return parser
+
+
+def report(given: argparse.Namespace, console: Console) -> int:
+    ledger = make_ledger(find_runs(given.folders), given.target, given.axis, Against(given.against))
+    tables = ledger_tables(ledger)
+    if given.format == "table":
+        print_tables(ledger, tables, console)
+    else:
+        print({"md": markdown, "csv": as_csv, "json": as_json}[given.format](ledger, tables), end="")
+    path = given.output or given.folders[0] / "report.html"
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(_page(ledger, tables), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --output") from error
+    if given.format == "table":
+        console.print(f"\nwritten: {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def print_tables(ledger: Ledger, tables: list[PageTable], console: Console) -> None:
+    for each in tables:
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for number, name in enumerate(each.header):
+            table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+        for row in each.rows:
+            table.add_row(*map(Text, row))
+        console.print(Text(f"\n{each.title}", "bold"), table)
+    if ledger.warning:
+        console.print(Text(f"\n{ledger.warning}", "yellow"))
+
+
+def markdown(ledger: Ledger, tables: list[PageTable]) -> str:
+    parts = [f"{ledger.warning}\n"] if ledger.warning else []
+    for table in tables:
+        rows = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        parts.append(f"**{table.title}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in cells))
+    return "\n".join(parts)
+
+
+def as_csv(ledger: Ledger, tables: list[PageTable]) -> str:
+    """A row a run: its costs at the target as plain numbers, empty where it never arrives."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(["run", "choice", "seed", "finished", "best_bits_per_byte", "target", *AXES])
+    for group in ledger.groups:
+        for run, reached in zip(group.runs, group.reached, strict=True):
+            costs = asdict(reached).values() if reached else [""] * len(AXES)
+            known = [run.name, group.name, run.config["seed"], run.result is not None, run.best, ledger.target]
+            writer.writerow([*known, *costs])
+    return output.getvalue()
+
+
+def as_json(ledger: Ledger, tables: list[PageTable]) -> str:
+    groups = [
+        {
+            "choice": group.name,
+            "runs": [
+                {
+                    "name": run.name,
+                    "folder": str(run.folder),
+                    "seed": run.config["seed"],
+                    "finished": run.result is not None,
+                    "best_bits_per_byte": run.best,
+                    "seconds": asdict(run.times),
+                    "reached": asdict(reached) if reached else None,
+                }
+                for run, reached in zip(group.runs, group.reached, strict=True)
+            ],
+            "factor": asdict(ledger.factors[index]) if index in ledger.factors else None,
+        }
+        for index, group in enumerate(ledger.groups)
+    ]
+    found = {"target": ledger.target, "axis": ledger.axis, "against": ledger.against.value, "warning": ledger.warning}
+    return json.dumps(found | {"choices": groups}, indent=2) + "\n"
+
+
+def _page(ledger: Ledger, tables: list[PageTable]) -> str:
+    about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
+    about += [ledger.warning] if ledger.warning else []
+    command = f"python -m yxanul.report {shlex.join(sys.argv[1:])}"
+    return report_page([run for group in ledger.groups for run in group.runs], tables, about, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ def make_run() -> Callable[..., Run]:
             plan={},
             result=None,
             steps=[],
+            training=[],
             moments=list(moments),
             times=Times(preparation=0.0, start_up=0.0, warm_up=0.0, training=0.0, evaluation=0.0),
             held_out=held_out,

@@ -52,7 +52,7 @@ def run(name: str, speed: float, finished: bool = True) -> Run:
         }
         for step in range(1, STEPS + 1)
     ]
-    moments = [
+    training = [
         Moment(
             step=step,
             tokens=1000 * step,
@@ -61,10 +61,11 @@ def run(name: str, speed: float, finished: bool = True) -> Run:
             training_seconds=seconds[step - 1],
             total_seconds=30 + seconds[step - 1],
             device_hours=seconds[step - 1] / 3600,
-            bits_per_byte=quality[step - 1],
+            bits_per_byte=row["bits_per_byte"],
         )
-        for step in range(40, STEPS + 1, 40)
+        for step, row in enumerate(steps, 1)
     ]
+    moments = [replace(each, bits_per_byte=quality[each.step - 1]) for each in training[39::40]]
     result = {
         "device": "NVIDIA H100 80GB HBM3",
         "versions": {"yxanul": "0.1.0", "torch": "2.13.0+cu128", "numpy": "2.4.6", "python": "3.11.7"},
@@ -80,6 +81,7 @@ def run(name: str, speed: float, finished: bool = True) -> Run:
         },
         result=result if finished else None,
         steps=steps,
+        training=training,
         moments=moments,
         times=Times(5, 10, 15, STEPS / speed, 20),
         held_out="text",
@@ -151,10 +153,10 @@ def test_every_plot_is_drawn(page):
 
 
 def test_the_axes_are_chosen_by_keyboard(page):
-    assert text(page, "#curves .xtitle") == "training time in seconds"
+    assert text(page, "#curves .xtitle") == "seconds of training"
     chosen = page.find_element(By.ID, "axis")
     chosen.send_keys(Keys.ARROW_DOWN)
-    wait(page, lambda: text(page, "#curves .xtitle") == "total time in seconds")
+    wait(page, lambda: text(page, "#curves .xtitle") == "seconds in all")
     chosen.send_keys(Keys.END)
     wait(page, lambda: text(page, "#curves .xtitle") == "device-hours")
     assert lines(page, "curves") == 6
@@ -225,7 +227,7 @@ def test_no_run_need_be_shown_and_all_come_back(page):
 
 
 def test_a_run_that_has_just_begun_is_drawn_beside_others(page, tmp_path):
-    begun = replace(run("begun", 1.0, finished=False), moments=[], steps=[])
+    begun = replace(run("begun", 1.0, finished=False), moments=[], steps=[], training=[])
     path = tmp_path / "begun.html"
     path.write_text(report_page([begun, run("other", 1.0)], [], [], "python"))
     page.get(path.as_uri())

@@ -42,7 +42,7 @@ def rows(count: int) -> list[dict]:
     ]
 
 
-def moments(steps: list[dict]) -> list[Moment]:
+def training(steps: list[dict]) -> list[Moment]:
     flops = list(accumulate(100 * 7.0 * row["stage"] for row in steps))
     return [
         Moment(
@@ -53,14 +53,14 @@ def moments(steps: list[dict]) -> list[Moment]:
             training_seconds=float(row["step"]),
             total_seconds=6 + row["seconds"],
             device_hours=2 * row["step"] / 3600,
-            bits_per_byte=row["bits_per_byte"] + 0.25,
+            bits_per_byte=row["bits_per_byte"],
         )
-        for row in steps[9::10]
+        for row in steps
     ]
 
 
 def run(name: str, count: int = 30, **changes) -> Run:
-    steps = rows(count)
+    steps = changes.pop("steps", rows(count))
     fields = {
         "name": name,
         "folder": Path(name),
@@ -71,7 +71,8 @@ def run(name: str, count: int = 30, **changes) -> Run:
         },
         "result": RESULT,
         "steps": steps,
-        "moments": moments(steps),
+        "training": training(steps),
+        "moments": [replace(each, bits_per_byte=each.bits_per_byte + 0.25) for each in training(steps)[9::10]],
         "times": Times(1, 2, 3, count, EVALUATION * count // 10),
         "held_out": "text",
     }
@@ -197,7 +198,7 @@ def test_samples_and_environment_of_finished_runs():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"result": None}, {"moments": []}, {"steps": [], "moments": [], "result": None}],
+    [{"result": None}, {"moments": []}, {"steps": [], "training": [], "moments": [], "result": None}],
     ids=["unfinished", "not evaluated", "not a step"],
 )
 def test_one_run_is_enough_whatever_it_lacks(changes):

@@ -1,10 +1,11 @@
 """The runs that a ledger is made of, read from their folders: finished, on their way or dead."""
 
 import json
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ class Times:
     evaluation: float
 
     @property
+    def before(self) -> float:
+        """Until the first step."""
+        return self.preparation + self.start_up + self.warm_up
+
+    @property
     def total(self) -> float:
-        return self.preparation + self.start_up + self.warm_up + self.training + self.evaluation
+        return self.before + self.training + self.evaluation
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A run at one of its evaluations: what it had cost, and how good it was.
+    """A run after one of its steps: what it had cost, and how good it was.
 
     Attributes:
         tokens, bytes: trained on.
@@ -48,7 +54,7 @@ class Moment:
         training_seconds: of steps and checkpoints.
         total_seconds: with preparation, start-up, warm-up and the evaluations before.
         device_hours: of training, times the number of devices.
-        bits_per_byte: of the held-out text.
+        bits_per_byte: of the held-out text, or of the step's own batch.
     """
 
     step: int
@@ -71,6 +77,7 @@ class Run:
         plan: of plan.json.
         result: of result.json; None if the run is not finished.
         steps: its train rows.
+        training: the same as moments, with the bits per byte of their batches; not a number where that was not finite.
         moments: its evaluations, in order.
         held_out: what it was judged on: a hash of the text, and its context; runs are compared if these are equal.
     """
@@ -81,6 +88,7 @@ class Run:
     plan: dict[str, Any]
     result: dict[str, Any] | None
     steps: list[Row]
+    training: list[Moment]
     moments: list[Moment]
     times: Times
     held_out: str
@@ -133,18 +141,10 @@ def _read(folder: Path, name: str) -> Run:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read as a run ({error})") from error
     steps = [row for row in rows if row["kind"] == "train"]
-    starts = [row for row in rows if row["kind"] == "start"]
     evaluations = [row for row in rows if row["kind"] == "eval"]
-    evaluating = [0.0, *accumulate(row["evaluation_seconds"] for row in evaluations)]
-    seconds = max((row["seconds"] for row in [*steps, *evaluations]), default=0.0)
-    before_last = evaluating[-2] if evaluations and evaluations[-1]["seconds"] == seconds else evaluating[-1]
-    times = Times(
-        preparation=starts[-1]["preparation_seconds"] if starts else 0.0,
-        start_up=sum(row["start_up_seconds"] for row in starts),
-        warm_up=sum(row.get("warm_up_seconds", 0.0) for row in rows if row["kind"] == "event"),
-        training=seconds - before_last,
-        evaluation=evaluating[-1],
-    )
+    starts = [row for row in rows if row["kind"] == "start"]
+    times = _times(rows, starts)
+    moment = _moment_of(plan, steps, evaluations, times)
     return Run(
         name=name,
         folder=folder,
@@ -152,32 +152,51 @@ def _read(folder: Path, name: str) -> Run:
         plan=plan,
         result=result,
         steps=steps,
-        moments=_moments(plan, steps, evaluations, evaluating, times),
+        training=[moment(row) for row in steps],
+        moments=[moment(row) for row in evaluations if row["bits_per_byte"] is not None],
         times=times,
         held_out=starts[-1]["held_out"] if starts else "",
     )
 
 
-def _moments(
-    plan: dict[str, Any], steps: list[Row], evaluations: list[Row], evaluating: list[float], times: Times
-) -> list[Moment]:
-    """The evaluations of a run with what it had cost until then; `evaluating`: seconds of those before each."""
-    before = times.preparation + times.start_up + times.warm_up
+def _times(rows: list[Row], starts: list[Row]) -> Times:
+    evaluating = {row["step"]: row["evaluation_seconds"] for row in rows if row["kind"] == "eval"}
+    last = max((row for row in rows if "seconds" in row), key=lambda row: row["seconds"], default=None)
+    counted = sum(seconds for step, seconds in evaluating.items() if last and step < last["step"])
+    return Times(
+        preparation=starts[-1]["preparation_seconds"] if starts else 0.0,
+        start_up=sum(row["start_up_seconds"] for row in starts),
+        warm_up=sum(row.get("warm_up_seconds", 0.0) for row in rows if row["kind"] == "event"),
+        training=last["seconds"] - counted if last else 0.0,
+        evaluation=sum(evaluating.values()),
+    )
+
+
+def _moment_of(plan: dict[str, Any], steps: list[Row], evaluations: list[Row], times: Times) -> Callable[[Row], Moment]:
+    """A function from a row of a step or an evaluation to what the run had cost then.
+
+    The clock of a row counts the evaluations after earlier steps.
+    """
     work = {stage["stage"]: stage["flops"] / stage["tokens"] for stage in plan["stages"]}
-    ends = [row["step"] for row in steps]
     tokens = [0, *(row["tokens"] for row in steps)]
-    flops = [0.0, *accumulate((tokens[i + 1] - tokens[i]) * work[row["stage"]] for i, row in enumerate(steps))]
-    return [
-        Moment(
+    flops = {0: 0.0}
+    for row, (before, after) in zip(steps, pairwise(tokens), strict=True):
+        flops[row["step"]] = next(reversed(flops.values())) + (after - before) * work[row["stage"]]
+    evaluated = [row["step"] for row in evaluations]
+    evaluating = [0.0, *accumulate(row["evaluation_seconds"] for row in evaluations)]
+
+    def moment(row: Row) -> Moment:
+        training = row["seconds"] - evaluating[bisect_left(evaluated, row["step"])]
+        score = row["bits_per_byte"]
+        return Moment(
             step=row["step"],
             tokens=row["tokens"],
             bytes=row["bytes"],
-            flops=flops[bisect_right(ends, row["step"])],
-            training_seconds=row["seconds"] - evaluated,
-            total_seconds=before + row["seconds"],
-            device_hours=plan["processes"] * (row["seconds"] - evaluated) / 3600,
-            bits_per_byte=row["bits_per_byte"],
+            flops=flops[row["step"]],
+            training_seconds=training,
+            total_seconds=times.before + row["seconds"],
+            device_hours=plan["processes"] * training / 3600,
+            bits_per_byte=math.nan if score is None else score,
         )
-        for row, evaluated in zip(evaluations, evaluating, strict=False)
-        if row["bits_per_byte"] is not None
-    ]
+
+    return moment

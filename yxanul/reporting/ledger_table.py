@@ -7,7 +7,7 @@ from yxanul.ledger.runs import Run
 from yxanul.reporting.plan_table import duration, quantity
 from yxanul.reporting.report_page import PageTable
 
-NEVER = "not reached"
+NEVER = "never"
 
 
 def ledger_tables(ledger: Ledger) -> list[PageTable]:

@@ -8,7 +8,6 @@ in the JSON, which Plotly reads as HTML.
 import json
 import math
 import textwrap
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from html import escape
@@ -17,6 +16,7 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
+from yxanul.ledger.quality import AXES
 from yxanul.ledger.runs import Moment, Run, Times
 
 MAX_POINTS = 2_000  # of a training curve: more cannot be told apart, and would make the file large
@@ -24,15 +24,6 @@ LABEL_WIDTH = 36  # letters of a name in a line of a plot; a screen of 400 pixel
 COLORS = 8  # --run-0 and so on, of report_page.css
 DASHES = ("solid", "dashed", "dotted")  # tell runs apart that share a colour, as in report_page.js
 ABSENT = "–"
-AXES = {
-    "training_seconds": "training time in seconds",
-    "total_seconds": "total time in seconds",
-    "tokens": "tokens",
-    "bytes": "bytes of text",
-    "flops": "FLOPs",
-    "device_hours": "device-hours",
-}
-"""Fields of a Moment that quality is drawn against."""
 PARTS = {field.name: field.name.replace("_", "-") for field in fields(Times)}
 """Fields of Times, as they are called in the page."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -92,51 +83,18 @@ def _json(data: Any) -> str:
 
 def _data(run: Run) -> dict[str, Any]:
     """What the plots show of a run."""
-    training = _training(run)
-    kept = _spread(len(training))
+    kept = _spread(len(run.training))
     return {
         "label": "<br>".join(map(escape, textwrap.wrap(run.name, LABEL_WIDTH))),
         "moments": _columns(run.moments),
         "steps": {
-            **_columns([training[index] for index in kept]),
+            **_columns([run.training[index] for index in kept]),
             "stage": [run.steps[index]["stage"] for index in kept],
             "seq_len": [run.steps[index]["seq_len"] for index in kept],
         },
-        "stages": list(_stages(run, training)),
+        "stages": list(_stages(run)),
         "times": {part: _number(getattr(run.times, part)) for part in PARTS},
     }
-
-
-def _training(run: Run) -> list[Moment]:
-    """Its steps in the terms of its evaluations, so that both can be drawn against the same axes."""
-    before = _before(run)
-    ends = [moment.step for moment in run.moments]
-    evaluating = [moment.total_seconds - before - moment.training_seconds for moment in run.moments]
-    evaluating.append(run.times.evaluation)  # what was spent on evaluations before each, and before what follows
-    work = {stage["stage"]: stage["flops"] / stage["tokens"] for stage in run.plan["stages"]}
-    tokens, flops, points = 0, 0.0, []
-    for row in run.steps:
-        flops += (row["tokens"] - tokens) * work[row["stage"]]
-        tokens = row["tokens"]
-        seconds = row["seconds"] - evaluating[bisect_left(ends, row["step"])]
-        points.append(
-            Moment(
-                step=row["step"],
-                tokens=tokens,
-                bytes=row["bytes"],
-                flops=flops,
-                training_seconds=seconds,
-                total_seconds=before + row["seconds"],
-                device_hours=run.plan["processes"] * seconds / 3600,
-                bits_per_byte=row["bits_per_byte"],
-            )
-        )
-    return points
-
-
-def _before(run: Run) -> float:
-    """Seconds before the first step."""
-    return run.times.preparation + run.times.start_up + run.times.warm_up
 
 
 def _spread(count: int) -> list[int]:
@@ -157,10 +115,10 @@ def _number(value: float | None) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _stages(run: Run, training: Sequence[Moment]) -> Iterator[dict[str, Any]]:
+def _stages(run: Run) -> Iterator[dict[str, Any]]:
     """The stages that were trained in: where they begin and end on each axis, their speed and utilization."""
-    start = dict.fromkeys(AXES, 0.0) | {"total_seconds": _before(run)}
-    for stage, group in groupby(zip(run.steps, training, strict=True), key=lambda pair: pair[0]["stage"]):
+    start = dict.fromkeys(AXES, 0.0) | {"total_seconds": run.times.before}
+    for stage, group in groupby(zip(run.steps, run.training, strict=True), key=lambda pair: pair[0]["stage"]):
         rows, points = zip(*group, strict=True)
         end = {axis: _number(getattr(points[-1], axis)) for axis in AXES}
         yield {

@@ -1,0 +1,154 @@
+"""`python -m yxanul.report` on real runs, and on copies whose clocks are changed by a known factor."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from yxanul.report import main
+from yxanul.tracking import read_rows
+
+
+def copy_of(folder: Path, to: Path, seed: int = 1, speed: float = 1.0, **keys) -> Path:
+    """A copy of a run with another seed, other top-level keys, and every second `speed` times as short."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    config = yaml.safe_load((to / "config.yaml").read_text()) | keys | {"seed": seed}
+    (to / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = read_rows(to / "metrics.jsonl")
+    for row in rows:
+        row.update({name: value / speed for name, value in row.items() if name.endswith("seconds")})
+    (to / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return to
+
+
+@pytest.fixture
+def folder(undisturbed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    return undisturbed[1]
+
+
+def report(capsys, *arguments: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_a_run_alone(capsys, folder, tmp_path):
+    run = copy_of(folder, tmp_path / "run")
+    status, out, err = report(capsys, run)
+    assert (status, err) == (0, "")
+    result = json.loads((run / "result.json").read_text())
+    assert f"{result['bits_per_byte']:.4f}" in out
+    assert out.endswith(f"written: {run / 'report.html'}\n")
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_seconds_of_a_run_add_up(capsys, folder, tmp_path):
+    run = copy_of(folder, tmp_path / "run")
+    _, out, _ = report(capsys, run, "--format", "json")
+    [[found]] = [choice["runs"] for choice in json.loads(out)["choices"]]
+    rows = read_rows(run / "metrics.jsonl")
+    seconds, reached = found["seconds"], found["reached"]
+    evaluations = [row["evaluation_seconds"] for row in rows if row["kind"] == "eval"]
+    last = rows[-1]["seconds"]
+    assert seconds["evaluation"] == pytest.approx(sum(evaluations)) and len(evaluations) > 1
+    assert seconds["training"] + sum(evaluations[:-1]) == pytest.approx(last)
+    assert min(seconds[name] for name in ("preparation", "start_up", "training")) > 0
+    assert reached["training_seconds"] <= seconds["training"]
+    overhead = seconds["preparation"] + seconds["start_up"] + seconds["warm_up"]
+    assert overhead < reached["total_seconds"] <= overhead + last
+    plan = json.loads((run / "plan.json").read_text())
+    assert reached["flops"] <= sum(stage["flops"] for stage in plan["stages"]) * 1.0001
+    assert found["best_bits_per_byte"] == min(row["bits_per_byte"] for row in rows if row["kind"] == "eval")
+
+
+@pytest.fixture
+def sweep(folder, tmp_path) -> Path:
+    """Two choices over three seeds: the second makes every run twice as fast, and learns the same."""
+    path = tmp_path / "sweep"
+    runs = {}
+    for seed in (1, 2, 3):
+        for choice, speed in (("slow", 1.0), ("fast", 2.0)):
+            name = f"{choice}{seed}"
+            copy_of(folder, path / name, seed, speed * (1 + 0.01 * seed), attention="auto" if speed == 1 else "sdpa")
+            runs[name] = f"attention={choice} seed={seed}"
+    (path / "sweep.json").write_text(json.dumps({"runs": runs}))
+    return path
+
+
+def test_a_choice_is_worth_what_it_is_worth(capsys, sweep):
+    _, out, _ = report(capsys, sweep, "--format", "json")
+    fast, slow = json.loads(out)["choices"]
+    assert (fast["choice"], slow["choice"]) == ("attention=fast", "attention=slow")
+    assert [run["seed"] for run in fast["runs"]] == [1, 2, 3]
+    factor = slow["factor"]
+    assert factor["pairs"] == 3
+    assert [factor[name]["ratio"] for name in ("total", "learning", "throughput")] == pytest.approx([0.5, 1, 0.5])
+    assert fast["factor"] is None
+
+
+def test_the_table_says_it_in_words(capsys, sweep):
+    status, out, err = report(capsys, sweep, "--axis", "total_seconds")
+    assert (status, err) == (0, "")
+    line = next(line for line in out.splitlines() if line.startswith("attention=slow ") and "(" in line)
+    assert line.split()[1:3] == ["3", "0.5"]
+
+
+def test_forms_for_papers_and_scripts(capsys, sweep, tmp_path):
+    page = tmp_path / "page.html"
+    _, out, _ = report(capsys, sweep, "--format", "csv", "--output", page)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 6 and {row["choice"] for row in rows} == {"attention=fast", "attention=slow"}
+    assert all(float(row["bytes"]) > 0 and row["finished"] == "True" for row in rows)
+    assert page.exists() and not (sweep / "report.html").exists()
+    _, out, _ = report(capsys, sweep, "--format", "md", "--output", page)
+    lines = out.splitlines()
+    assert "| run | bits per byte |" in out and sum(line.startswith("| attention=") for line in lines) == 6 + 6 + 2
+
+
+def test_runs_that_never_arrive_and_runs_that_are_not_finished(capsys, folder, tmp_path):
+    whole = copy_of(folder, tmp_path / "whole")
+    part = copy_of(folder, tmp_path / "part", seed=2)
+    (part / "result.json").unlink()
+    rows = read_rows(part / "metrics.jsonl")
+    first = next(index for index, row in enumerate(rows) if row["kind"] == "eval")
+    (part / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[: first + 1]) + '{"kind": "tr')
+    target = json.loads((whole / "result.json").read_text())["bits_per_byte"]
+    status, out, err = report(capsys, whole, part, "--target", target)
+    assert (status, err) == (0, "")
+    line = next(line for line in out.splitlines() if line.startswith("part "))
+    assert "so far" in line and line.count("never") == 6
+    assert "1 of 2 arrive" in out or "What each choice" not in out
+
+
+def test_runs_judged_on_other_text_are_told(capsys, folder, tmp_path):
+    one = copy_of(folder, tmp_path / "one")
+    other = copy_of(folder, tmp_path / "other", seed=2)
+    text = (other / "metrics.jsonl").read_text()
+    (other / "metrics.jsonl").write_text(text.replace('"held_out": "text ', '"held_out": "other '))
+    _, out, _ = report(capsys, one, other)
+    assert "judged on another held-out text or context than one" in out
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: path / "nowhere", "nowhere: no such folder; name folders of runs or of sweeps"),
+        (lambda path: path, "holds no run that has begun to train; name folders of runs or of sweeps"),
+    ],
+)
+def test_what_is_no_run_is_one_line(capsys, tmp_path, make, expected):
+    status, out, err = report(capsys, make(tmp_path))
+    assert (status, out) == (1, "") and err.startswith("error: ") and err.endswith(f"{expected}\n")
+
+
+def test_a_damaged_run_is_one_line(capsys, folder, tmp_path):
+    run = copy_of(folder, tmp_path / "run")
+    (run / "plan.json").write_text("{")
+    status, out, err = report(capsys, run)
+    assert (
+        (status, out) == (1, "") and err.startswith(f"error: {run}: cannot be read as a run (") and err.count("\n") == 1
+    )

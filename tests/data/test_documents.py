@@ -294,6 +294,22 @@ def test_a_folder_gives_its_files_in_the_order_of_their_paths(tmp_path):
     assert read_all(tmp_path) == ["1", "3", "2", "4"]
 
 
+@pytest.mark.parametrize("of", ["inner", "inner/b.txt"], ids=["folder", "file"])
+def test_what_is_held_out_by_its_path_is_not_trained_on(tmp_path, of):
+    (tmp_path / "inner").mkdir()
+    for name in ("a.txt", "inner/b.txt"):
+        (tmp_path / name).write_text(name)
+    parts = open_source(data_config(tmp_path, held_out_path=str(tmp_path / of)))
+    assert [part.name for part in parts] == ["a.txt"]
+
+
+def test_a_missing_held_out_path_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ConfigError, match=r"^data\.held_out_path=not/here: no such file") as error:
+        open_source(data_config(tmp_path, held_out_path="not/here"))
+    assert "\n" not in str(error.value)
+
+
 def test_fingerprints_change_with_the_file_and_with_nothing_else(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("text")

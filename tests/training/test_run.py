@@ -146,6 +146,19 @@ def test_bits_per_byte_are_those_of_the_checkpoint_on_the_held_out_text(undistur
     assert result["xz_bits_per_byte"] == 8 * len(lzma.compress(content, preset=9)) / len(content)
 
 
+def test_a_run_is_judged_on_the_text_that_is_named(run, tmp_path):
+    """Whole, though it is shorter than the bytes that evaluation may take; what it costs is told apart."""
+    text = "Only these words, of which none is read in training.\n" * 40
+    (tmp_path / "judged.txt").write_text(text)
+    folder = tmp_path / "run"
+    run(folder, f"data.held_out_path={tmp_path / 'judged.txt'}", "evaluate.context_bytes=64")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["eval_bytes"] == len(text)
+    [start] = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "start"]
+    assert start["held_out"] == result["held_out"] and start["held_out"].endswith("context 64 bytes")
+    assert start["step"] == 0 and start["start_up_seconds"] > 0 and start["preparation_seconds"] > 0
+
+
 def test_the_held_out_text_is_never_trained_on(compose, tiny_run):
     config = compose(*tiny_run)
     text = read_text(config, Console(file=io.StringIO()))

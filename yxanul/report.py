@@ -24,7 +24,7 @@ from yxanul.ledger.ledger import Against, Ledger, make_ledger
 from yxanul.ledger.quality import AXES
 from yxanul.ledger.runs import find_runs
 from yxanul.reporting.ledger_table import ledger_tables
-from yxanul.reporting.report_page import PageTable, report_page
+from yxanul.reporting.report_page import PageTable, Worth, report_page
 
 FORMATS = ("table", "md", "csv", "json")
 
@@ -149,7 +149,10 @@ def _page(ledger: Ledger, tables: list[PageTable]) -> str:
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
     about += [ledger.warning] if ledger.warning else []
     command = f"python -m yxanul.report {shlex.join(sys.argv[1:])}"
-    return report_page([run for group in ledger.groups for run in group.runs], tables, about, command)
+    cumulative = ledger.against is Against.previous
+    title = f"Times as fast as {'the one before' if cumulative else 'the first'}, in {AXES[ledger.axis]}"
+    worth = Worth(title, list(ledger.factors.values()), cumulative) if ledger.factors else None
+    return report_page([run for group in ledger.groups for run in group.runs], tables, about, command, worth)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from yxanul.ledger.attribution import Estimate, Factor
 from yxanul.ledger.runs import Moment, Run, Times
-from yxanul.reporting.report_page import PageTable, report_page
+from yxanul.reporting.report_page import PageTable, Worth, report_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -106,7 +107,10 @@ def address(tmp_path_factory) -> str:
     header = ["run", "bits per byte", "seconds", "tokens", "training FLOPs", "device-hours to 1.5 bits per byte"]
     table = PageTable("Results", header, [[HOSTILE, "1.3456", "400", "400k", "800T", "0.111"]] * 2)
     runs = [run(LONG, 1.0), run(HOSTILE, 1.6), run("on its way", 0.7, finished=False)]
-    path.write_text(report_page(runs, [table], ["2026-11-23, NVIDIA H100"], "python -m yxanul.report runs"))
+    sure, unsure = Estimate(2.0, 1.8, 2.2), Estimate(0.5, None, None)
+    factors = [Factor(HOSTILE, sure, Estimate(4.0, 3.9, 4.1), unsure, 3), Factor(LONG, unsure, unsure, sure, 1)]
+    worth = Worth("Times as fast", factors, cumulative=True)
+    path.write_text(report_page(runs, [table], ["2026-11-23, NVIDIA H100"], "python -m yxanul.report runs", worth))
     return path.as_uri()
 
 
@@ -150,6 +154,16 @@ def test_every_plot_is_drawn(page):
     assert lines(page, "curves") == 6, "of three runs, training and evaluation"
     assert lines(page, "speed") == lines(page, "utilization") == 3
     assert len(page.find_elements(By.CSS_SELECTOR, "#times .bars .point")) == 15, "five parts of three runs"
+
+
+def test_what_choices_were_worth_falls_like_water(page):
+    """Each bar begins where the one before ends: twice as fast, then half as fast, and learning times throughput."""
+    ends = "worth.data.map((bar) => bar.base.map((base, i) => base + bar.x[i]))"
+    assert evaluate(page, "worth.data.map((bar) => bar.base)") == [[1, 2], [4, 1]]
+    assert evaluate(page, ends) == [[4, 1], [2, 2]]
+    assert evaluate(page, "worth.data[1].error_x.array") == pytest.approx([0.2, 0])
+    assert len(page.find_elements(By.CSS_SELECTOR, "#worth .bars .point")) == 4
+    assert HOSTILE in page.find_element(By.CSS_SELECTOR, "#worth .annotation").get_attribute("textContent")
 
 
 def test_the_axes_are_chosen_by_keyboard(page):

@@ -180,7 +180,66 @@ function drawTimes() {
   }));
 }
 
+// What each choice was worth, as bars of learning and throughput end to end: from 1, or from where the one before ends.
+function drawWorth() {
+  if (!control("worth")) return;
+  const { factors, cumulative } = data.worth;
+  let reached = 1;
+  const starts = factors.map(({ total }) => {
+    const start = reached;
+    if (cumulative) reached *= total.ratio;
+    return start;
+  });
+  const names = factors.map(({ label }) => label);
+  const lines = Math.max(...names.map((name) => name.split("<br>").length));
+  const row = BAR + LINE * (1 + lines);
+  const bar = (name, part, base, paint, more) => ({
+    type: "bar", orientation: "h", name, width: BAR / row,
+    y: factors.map((_, place) => place),
+    base,
+    x: factors.map((factor, place) => base[place] * (factor[part].ratio - 1)),
+    customdata: factors.map((factor) => [factor.label, factor[part].ratio, factor.total.ratio, factor.sure]),
+    hovertemplate:
+      `<b>%{customdata[0]}</b><br>${name}: %{customdata[1]:.3g} times<br>` +
+      "in all %{customdata[2]:.3g} times%{customdata[3]}<extra></extra>",
+    marker: { color: paint },
+    ...more,
+  });
+  const middles = factors.map(({ learning }, place) => starts[place] * learning.ratio);
+  const ends = factors.map(({ total }, place) => starts[place] * total.ratio);
+  const known = factors.map(({ total }) => total.low !== null);
+  const error_x = {
+    type: "data", symmetric: false, color: css("text"), thickness: 1,
+    array: factors.map(({ total }, place) => (known[place] ? starts[place] * total.high - ends[place] : 0)),
+    arrayminus: factors.map(({ total }, place) => (known[place] ? ends[place] - starts[place] * total.low : 0)),
+  };
+  const traces = [
+    bar("by learning", "learning", starts, color(0)),
+    bar("by throughput", "throughput", middles, color(1), { error_x }),
+  ];
+  const below = BAR / row;
+  const x = { title: "times as fast", type: "log", dtick: "D1" };
+  const y = { range: [factors.length - 1 + below, below - 1], showticklabels: false, showgrid: false, zeroline: false };
+  const label = ({ label, total }, place) => ({
+    text: `${label}: ${total.ratio.toPrecision(3)}`, x: 0, xref: "paper", xanchor: "left", align: "left",
+    y: place, yanchor: "bottom", yshift: BAR / 2, showarrow: false,
+  });
+  draw("worth", traces, layout(x, y, {
+    height: 130 + row * factors.length,
+    margin: { l: 10, r: 15, t: 35, b: 50 },
+    barmode: "overlay",
+    dragmode: false,
+    showlegend: true,
+    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal" },
+    annotations: factors.map(label),
+    shapes: [{
+      type: "line", x0: 1, x1: 1, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: css("muted"), width: 1 },
+    }],
+  }));
+}
+
 function drawAll() {
+  drawWorth();
   drawCurves();
   drawByLength("speed", "bytes_per_second", "bytes per second", ".3s");
   drawByLength("utilization", "mfu", "MFU, share of the peak", ".1%");

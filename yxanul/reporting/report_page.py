@@ -9,13 +9,14 @@ import json
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from importlib import resources
 from itertools import groupby
 from statistics import median
 from typing import Any
 
+from yxanul.ledger.attribution import Factor
 from yxanul.ledger.quality import AXES
 from yxanul.ledger.runs import Moment, Run, Times
 
@@ -39,18 +40,37 @@ class PageTable:
     rows: list[list[str]]
 
 
-def report_page(runs: Sequence[Run], tables: Sequence[PageTable], about: Sequence[str], command: str) -> str:
+@dataclass(frozen=True)
+class Worth:
+    """What choices were worth, to be drawn; each begins where the one before ends, if `cumulative`, else at 1."""
+
+    title: str
+    factors: Sequence[Factor]
+    cumulative: bool
+
+
+def report_page(
+    runs: Sequence[Run], tables: Sequence[PageTable], about: Sequence[str], command: str, worth: Worth | None = None
+) -> str:
     """An HTML page about runs, finished or not.
 
     Args:
         tables: to stand above the plots.
         about: lines about what is reported and when, as plain text.
         command: what made the page, likewise.
+        worth: what choices were worth, if that is known.
     """
     from plotly.offline import get_plotlyjs
 
-    data = {"axes": AXES, "parts": PARTS, "runs": [_data(run) for run in runs]}
-    sections = [*map(_table, tables), _curves(runs), _speed(runs), _section("Where the time went", _plot("times"))]
+    data = {"axes": AXES, "parts": PARTS, "runs": [_data(run) for run in runs], "worth": worth and _worth(worth)}
+    drawn = [_section(worth.title, _plot("worth"))] if worth else []
+    sections = [
+        *map(_table, tables),
+        *drawn,
+        _curves(runs),
+        _speed(runs),
+        _section("Where the time went", _plot("times")),
+    ]
     finished = [run for run in runs if run.result]
     if len(runs) > 1:
         sections.append(_differences(runs))
@@ -85,7 +105,7 @@ def _data(run: Run) -> dict[str, Any]:
     """What the plots show of a run."""
     kept = _spread(len(run.training))
     return {
-        "label": "<br>".join(map(escape, textwrap.wrap(run.name, LABEL_WIDTH))),
+        "label": _label(run.name),
         "moments": _columns(run.moments),
         "steps": {
             **_columns([run.training[index] for index in kept]),
@@ -95,6 +115,22 @@ def _data(run: Run) -> dict[str, Any]:
         "stages": list(_stages(run)),
         "times": {part: _number(getattr(run.times, part)) for part in PARTS},
     }
+
+
+def _label(name: str) -> str:
+    return "<br>".join(map(escape, textwrap.wrap(name, LABEL_WIDTH)))
+
+
+def _worth(worth: Worth) -> dict[str, Any]:
+    factors = [
+        {
+            "label": _label(factor.name),
+            "sure": "" if factor.total.low is None else f" ({factor.total.low:.3g} to {factor.total.high:.3g})",
+            **{part: asdict(getattr(factor, part)) for part in ("total", "learning", "throughput")},
+        }
+        for factor in worth.factors
+    ]
+    return {"factors": factors, "cumulative": worth.cumulative}
 
 
 def _spread(count: int) -> list[int]:

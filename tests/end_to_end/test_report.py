@@ -106,7 +106,7 @@ def test_forms_for_papers_and_scripts(capsys, sweep, tmp_path):
     assert page.exists() and not (sweep / "report.html").exists()
     _, out, _ = report(capsys, sweep, "--format", "md", "--output", page)
     lines = out.splitlines()
-    assert "| run | bits per byte |" in out and sum(line.startswith("| attention=") for line in lines) == 6 + 6 + 2
+    assert "| run | best |" in out and sum(line.startswith("| attention=") for line in lines) == 6 + 6 + 2
 
 
 def test_runs_that_never_arrive_and_runs_that_are_not_finished(capsys, folder, tmp_path):
@@ -120,7 +120,7 @@ def test_runs_that_never_arrive_and_runs_that_are_not_finished(capsys, folder, t
     status, out, err = report(capsys, whole, part, "--target", target)
     assert (status, err) == (0, "")
     line = next(line for line in out.splitlines() if line.startswith("part "))
-    assert "so far" in line and line.count("never") == 6
+    assert line.startswith("part (not finished) ") and line.count("never") == 6
     assert "1 of 2 arrive" in out or "What each choice" not in out
 
 

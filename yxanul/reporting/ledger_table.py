@@ -17,19 +17,21 @@ def ledger_tables(ledger: Ledger) -> list[PageTable]:
 
 
 def _costs(ledger: Ledger) -> PageTable:
-    header = ["run", "bits per byte", "training", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
+    header = ["run", "best", "training", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
     rows = [
-        [run.name, _best(run), *_cost(reached)]
+        [_name(run), _best(run), *_cost(reached)]
         for group in ledger.groups
         for run, reached in zip(group.runs, group.reached, strict=True)
     ]
     return PageTable(f"To {ledger.target:.4f} bits per byte", header, rows)
 
 
+def _name(run: Run) -> str:
+    return run.name if run.result else f"{run.name} (not finished)"
+
+
 def _best(run: Run) -> str:
-    if run.best is None:
-        return "none yet"
-    return f"{run.best:.4f}{'' if run.result else ' so far'}"
+    return "none yet" if run.best is None else f"{run.best:.4f}"
 
 
 def _cost(reached: Reached | None) -> list[str]:
@@ -46,7 +48,7 @@ def _times(ledger: Ledger) -> PageTable:
     for run in (run for group in ledger.groups for run in group.runs):
         spent = run.times
         parts = (spent.preparation, spent.start_up, spent.warm_up, spent.training, spent.evaluation, spent.total)
-        rows.append([run.name, *(f"{seconds:,.1f} s" for seconds in parts)])
+        rows.append([_name(run), *(f"{seconds:,.1f} s" for seconds in parts)])
     return PageTable("Where the time went", header, rows)
 
 

@@ -157,7 +157,10 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     cache = Path(config.data.cache).expanduser()
     prepared_before = all_seconds(cache)
     text = world.after_first(lambda: read_text(config, console))
-    preparing = all_seconds(cache) - prepared_before
+    preparation = {
+        made.name: seconds_for(cache, made.name) for made in (text.tokenizer.path.parent, text.corpus.folder)
+    }
+    preparing = sum(seconds - prepared_before.get(name, 0.0) for name, seconds in preparation.items())
     _say_epochs(plan, text.corpus, console)
 
     model = build_model(config, plan, precision, device)
@@ -202,9 +205,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
             kind="start",
             step=state.step,
             start_up_seconds=time.perf_counter() - began - preparing,
-            preparation_seconds=sum(
-                seconds_for(cache, made.name) for made in (text.tokenizer.path.parent, text.corpus.folder)
-            ),
+            preparation_seconds=sum(preparation.values()),
             held_out=text.held_out.name,
         )
     )

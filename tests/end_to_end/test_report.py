@@ -90,6 +90,18 @@ def test_a_choice_is_worth_what_it_is_worth(capsys, sweep):
     assert fast["factor"] is None
 
 
+@pytest.mark.parametrize(("against", "expected"), [("first", [2, 6]), ("previous", [2, 3])])
+def test_choices_are_compared_with_the_first_or_the_one_before(capsys, folder, tmp_path, against, expected):
+    runs = [
+        copy_of(folder, tmp_path / name, speed=speed, cross_entropy=name)
+        for name, speed in (("auto", 1), ("chunked", 2), ("liger", 6))
+    ]
+    _, out, _ = report(capsys, *runs, "--against", against, "--format", "json")
+    factors = [choice["factor"] for choice in json.loads(out)["choices"][1:]]
+    assert [factor["total"]["ratio"] for factor in factors] == pytest.approx(expected)
+    assert factors[0]["total"]["low"] is None  # one seed tells nothing of the others
+
+
 def test_the_table_says_it_in_words(capsys, sweep):
     status, out, err = report(capsys, sweep, "--axis", "total_seconds")
     assert (status, err) == (0, "")

@@ -105,7 +105,8 @@ def test_killed_inside_every_part_of_a_run(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
     stage = stages(undisturbed[1])
     change = next(step for step in sorted(stage) if step > 3 and stage[step] != stage[step + 1])
-    points = ["tokenizer:1", "shard:3", f"row:{change}", "weights:2", "renamed:3", "evaluated:2"]
+    row = 1 + change  # the first says that the run starts
+    points = ["tokenizer:1", "shard:3", f"row:{row}", "weights:2", "renamed:3", "evaluated:2"]
     cache = str(tmp_path / "cache")
     status, _, err = train(f"hydra.run.dir={folder}", program=("-c", KILLER, ",".join(points)), YXANUL_CACHE=cache)
     said = [line.split() for line in err.splitlines()]

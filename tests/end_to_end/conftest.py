@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -161,8 +162,9 @@ def check_two_ranks(start, undisturbed, wait_for, tmp_path):
             PYTHONPATH=f"{tmp_path}:{ROOT}",
             GLOO_SOCKET_IFNAME="lo",
         )
-        wait_for(lambda: [*tmp_path.glob("multirun_outputs/*/*/metrics.jsonl")], process)
-        [folder] = (path.parent for path in tmp_path.glob("multirun_outputs/*/*/metrics.jsonl"))
+        records = partial(tmp_path.glob, "multirun_outputs/*/*/metrics.jsonl")
+        wait_for(lambda: any(path.read_bytes().count(b"\n") > 2 for path in records()), process)
+        [folder] = (path.parent for path in records())
         log = recorded_job(folder).log(folder, 1)
         second = rank_of(folder, 1)
         opened = {os.readlink(path) for path in Path(f"/proc/{second}/fd").iterdir()}

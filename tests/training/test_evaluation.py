@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from yxanul.config import Positions
@@ -66,7 +66,8 @@ def test_every_token_is_scored_once_with_half_a_context_before_it(lengths, conte
     assert (prepared.tokens, prepared.bytes) == (sum(lengths), sum(lengths))
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
+@example([2, 9, 1], 2, 10)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=80), st.integers(1, 40), st.integers(10, 60))
 def test_a_context_in_bytes_is_that_of_any_tokenizer(lengths, context, context_bytes):
     """Every token is scored once, with at most that many bytes before it, and half of them if the tokens allow it."""

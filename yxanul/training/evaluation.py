@@ -109,8 +109,8 @@ def _windows(
         scored = end + 1
         start = end - (context - max(1, context // 2))
         if ends is not None:
-            half = int(np.searchsorted(ends, ends[end - 1] - context_bytes // 2, side="left")) + 1
-            start = min(max(start, half), end)
+            too_far = max(ends[end - 1] - context_bytes // 2, ends[end] - context_bytes)  # half of it, and room for one
+            start = min(max(start, 1 + int(np.searchsorted(ends, too_far))), end)
 
 
 def _pack(windows: list[tuple[list[int], int]], context: int) -> Iterator[Row]:

@@ -81,13 +81,13 @@ def sweep(folder, tmp_path) -> Path:
 
 def test_a_choice_is_worth_what_it_is_worth(capsys, sweep):
     _, out, _ = report(capsys, sweep, "--format", "json")
-    fast, slow = json.loads(out)["choices"]
-    assert (fast["choice"], slow["choice"]) == ("attention=fast", "attention=slow")
+    slow, fast = json.loads(out)["choices"]  # as the sweep has them, not as their folders sort
+    assert (slow["choice"], fast["choice"]) == ("attention=slow", "attention=fast")
     assert [run["seed"] for run in fast["runs"]] == [1, 2, 3]
-    factor = slow["factor"]
+    factor = fast["factor"]
     assert factor["pairs"] == 3
-    assert [factor[name]["ratio"] for name in ("total", "learning", "throughput")] == pytest.approx([0.5, 1, 0.5])
-    assert fast["factor"] is None
+    assert [factor[name]["ratio"] for name in ("total", "learning", "throughput")] == pytest.approx([2, 1, 2])
+    assert slow["factor"] is None
 
 
 @pytest.mark.parametrize(("against", "expected"), [("first", [2, 6]), ("previous", [2, 3])])
@@ -105,8 +105,8 @@ def test_choices_are_compared_with_the_first_or_the_one_before(capsys, folder, t
 def test_the_table_says_it_in_words(capsys, sweep):
     status, out, err = report(capsys, sweep, "--axis", "total_seconds")
     assert (status, err) == (0, "")
-    line = next(line for line in out.splitlines() if line.startswith("attention=slow ") and "(" in line)
-    assert line.split()[1:3] == ["3", "0.5"]
+    line = next(line for line in out.splitlines() if line.startswith("attention=fast ") and "(" in line)
+    assert line.split()[1:3] == ["3", "2"]
 
 
 def test_forms_for_papers_and_scripts(capsys, sweep, tmp_path):

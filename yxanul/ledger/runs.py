@@ -119,7 +119,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, str]]:
-    """Folders of runs at or below `path`, with their names."""
+    """Folders of runs at or below `path`, with their names; those of a sweep in its order."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name folders of runs or of sweeps")
     if (path / "metrics.jsonl").exists():
@@ -127,8 +127,9 @@ def _folders(path: Path) -> Iterator[tuple[Path, str]]:
             yield path, path.resolve().name
         return
     varies = recorded_runs(path) if (path / SWEEP).exists() else {}
-    for folder in sorted(each for each in path.iterdir() if each.is_dir() and not each.is_symlink()):
-        for found, name in _folders(folder):
+    names = list(varies) or sorted(each.name for each in path.iterdir() if each.is_dir() and not each.is_symlink())
+    for folder in (path / name for name in names):
+        for found, name in _folders(folder) if folder.is_dir() else ():
             yield found, varies.get(found.name) or name
 
 

@@ -58,8 +58,8 @@ elif point == "shard":  # one shard is whole, the next is being written
     kill_at(shards.parquet, "write_table", before=True)
 elif point == "row":  # a step is in the record, its checkpoint is not
     kill_at(Record, "append")
-elif point == "weights":  # one file of the checkpoint is whole, the other is there and empty
-    kill_at(safetensors.torch, "save", before=True)
+elif point == "weights":  # one file of the checkpoint is whole, the other not there yet
+    kill_at(safetensors.torch, "save_file", before=True)
 elif point == "renamed":  # the checkpoint is there, old ones are not yet removed
     kill_at(checkpoint.os, "replace")
 elif point == "evaluated":  # everything is done but the result

@@ -309,9 +309,9 @@ DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("module", "name", "fails_at", "error"),
     [
-        (safetensors.torch, "save", 1, DISK_FULL),
-        (safetensors.torch, "save", 2, DISK_FULL),
-        (safetensors.torch, "save", 2, SafetensorError("I/O error: No space left on device (os error 28)")),
+        (safetensors.torch, "save_file", 1, DISK_FULL),
+        (safetensors.torch, "save_file", 2, DISK_FULL),
+        (safetensors.torch, "save_file", 2, SafetensorError("I/O error: No space left on device (os error 28)")),
         (Path, "write_text", 1, DISK_FULL),
         (Path, "write_text", 2, DISK_FULL),
         (os, "fsync", 1, OSError(errno.EIO, "Input/output error")),

@@ -332,7 +332,7 @@ def test_an_exploding_run_ends_with_advice_and_no_result(run, tmp_path):
 
 def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(run, undisturbed, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    real, calls = safetensors.torch.save, []
+    real, calls = safetensors.torch.save_file, []
 
     def save(*arguments, **keywords):
         calls.append(arguments)
@@ -340,7 +340,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_room(run, undistu
             raise OSError(28, "No space left on device")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(safetensors.torch, "save", save)
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
     message = refusal(run, folder)
     assert "No space left on device" in message and "step-00000009" in message
     assert [path.name for path in checkpoint.checkpoints(folder / "checkpoints")] == ["step-00000003", "step-00000006"]

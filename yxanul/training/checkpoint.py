@@ -87,7 +87,7 @@ class Saver:
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         if self._world.from_first(lambda: self._begin(final, temporary)):
-            writing = _begin_to_write(temporary, model, optimizers, self._group)
+            writing = _begin_to_write(temporary, model, optimizers, self._world.size, self._group)
             self._pending = self._background.submit(self._complete, writing, state, temporary, final)
 
     def wait(self) -> None:
@@ -116,8 +116,6 @@ class Saver:
             _result(writing)
             if not self._world.first:
                 return
-            for path in temporary.iterdir():
-                path.rename(temporary / _name(path, self._world.size))
             (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
             hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps(hashes, indent=2))
@@ -130,14 +128,20 @@ class Saver:
 
 
 def _begin_to_write(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], group: dist.ProcessGroup | None
+    folder: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    processes: int,
+    group: dist.ProcessGroup | None,
 ) -> Future:
     """Copy the tensors to the host's memory, and begin to write the copy."""
     import torch.distributed.checkpoint as dcp  # takes most of a second
 
+    from yxanul.training.checkpoint_writer import CheckpointWriter
+
     weights, moments = model.state_dict(), _optimizer_tensors(model, optimizers)
-    files = dict.fromkeys(weights, 1) | dict.fromkeys(moments, 2)
-    writer = dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    parts = dict.fromkeys(weights, PARTS[0]) | dict.fromkeys(moments, PARTS[1])
+    writer = CheckpointWriter(folder, parts, processes)
     return dcp.async_save({**weights, **moments}, storage_writer=writer, process_group=group)
 
 
@@ -149,12 +153,6 @@ def _result(writing: Future) -> None:
         writing.result()
     except CheckpointException as failed:
         raise next(error for error, _ in failed.failures.values()) from None
-
-
-def _name(path: Path, processes: int) -> str:
-    """What a file is called in a checkpoint that the library calls shard-00001-model-00002-of-00002.safetensors."""
-    process, part = map(int, re.match(r"shard-(\d+)-model-(\d+)-", path.name).groups())
-    return f"{PARTS[part - 1]}.safetensors" if processes == 1 else f"{PARTS[part - 1]}-{process:05d}.safetensors"
 
 
 @contextmanager

@@ -75,7 +75,8 @@ def report(given: argparse.Namespace, console: Console) -> int:
     if given.format == "table":
         print_tables(ledger, tables, console)
     else:
-        print({"md": markdown, "csv": as_csv, "json": as_json}[given.format](ledger, tables), end="")
+        forms = {"md": lambda: markdown(ledger, tables), "csv": lambda: as_csv(ledger), "json": lambda: as_json(ledger)}
+        print(forms[given.format](), end="")
     path = given.output or given.folders[0] / "report.html"
     try:
         with atomic_path(path) as temporary:
@@ -108,7 +109,7 @@ def markdown(ledger: Ledger, tables: list[PageTable]) -> str:
     return "\n".join(parts)
 
 
-def as_csv(ledger: Ledger, tables: list[PageTable]) -> str:
+def as_csv(ledger: Ledger) -> str:
     """A row a run: its costs at the target as plain numbers, empty where it never arrives."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
@@ -121,7 +122,7 @@ def as_csv(ledger: Ledger, tables: list[PageTable]) -> str:
     return output.getvalue()
 
 
-def as_json(ledger: Ledger, tables: list[PageTable]) -> str:
+def as_json(ledger: Ledger) -> str:
     groups = [
         {
             "choice": group.name,

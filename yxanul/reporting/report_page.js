@@ -151,52 +151,51 @@ function drawByLength(id, field, title, format) {
   draw(id, traces, layout(x, y));
 }
 
+// Horizontal bars, each below its label; `bars` makes the traces from the properties that all of them have.
+function drawBars(id, labels, bars, x, more) {
+  const row = BAR + LINE * (1 + Math.max(0, ...labels.map((label) => label.split("<br>").length)));
+  const width = BAR / row;
+  const common = { type: "bar", orientation: "h", width, y: labels.map((_, place) => place) };
+  const y = { range: [labels.length - 1 + width, width - 1], showticklabels: false, showgrid: false, zeroline: false };
+  draw(id, bars.map((bar) => ({ ...common, ...bar })), layout(x, y, {
+    height: 130 + row * labels.length,
+    margin: { l: 10, r: 15, t: 35, b: 50 },
+    dragmode: false,
+    showlegend: true,
+    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal" },
+    annotations: labels.map((text, place) => ({
+      text, x: 0, xref: "paper", xanchor: "left", align: "left",
+      y: place, yanchor: "bottom", yshift: BAR / 2, showarrow: false,
+    })),
+    ...more,
+  }));
+}
+
 function drawTimes() {
   const runs = shown().map((index) => data.runs[index]);
   const total = (run) => Object.values(run.times).reduce((sum, seconds) => sum + seconds, 0);
-  const row = BAR + LINE * (1 + Math.max(0, ...runs.map((run) => run.label.split("<br>").length)));
-  const traces = Object.entries(data.parts).map(([part, name], i) => ({
-    type: "bar", orientation: "h", name, width: BAR / row,
-    y: runs.map((_, place) => place),
+  const bars = Object.entries(data.parts).map(([part, name], i) => ({
+    name,
     x: runs.map((run) => run.times[part]),
     customdata: runs.map((run) => [run.label, run.times[part] / total(run)]),
     hovertemplate: `<b>%{customdata[0]}</b><br>${name} %{x:,.1f} s, %{customdata[1]:.1%}<extra></extra>`,
     marker: { color: color(i) },
   }));
-  const below = BAR / row; // of the middle of the last bar
-  const x = { title: "seconds" };
-  const y = { range: [runs.length - 1 + below, below - 1], showticklabels: false, showgrid: false, zeroline: false };
-  draw("times", traces, layout(x, y, {
-    height: 130 + row * runs.length,
-    margin: { l: 10, r: 15, t: 35, b: 50 },
-    barmode: "stack",
-    dragmode: false,
-    showlegend: true,
-    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal" },
-    annotations: runs.map((run, place) => ({
-      text: run.label, x: 0, xref: "paper", xanchor: "left", align: "left",
-      y: place, yanchor: "bottom", yshift: BAR / 2, showarrow: false,
-    })),
-  }));
+  drawBars("times", runs.map((run) => run.label), bars, { title: "seconds" }, { barmode: "stack" });
 }
 
 // What each choice was worth, as bars of learning and throughput end to end: from 1, or from where the one before ends.
 function drawWorth() {
   if (!control("worth")) return;
   const { factors, cumulative } = data.worth;
-  let reached = 1;
-  const starts = factors.map(({ total }) => {
-    const start = reached;
-    if (cumulative) reached *= total.ratio;
-    return start;
-  });
-  const names = factors.map(({ label }) => label);
-  const lines = Math.max(...names.map((name) => name.split("<br>").length));
-  const row = BAR + LINE * (1 + lines);
+  const starts = [1];
+  for (const { total } of factors) starts.push(cumulative ? starts.at(-1) * total.ratio : 1);
+  const reached = (part, bound = "ratio") => factors.map((factor, place) => starts[place] * factor[part][bound]);
+  const ends = reached("total");
+  const beyond = (bound, sign) =>
+    reached("total", bound).map((end, place) => (factors[place].total[bound] === null ? 0 : sign * (end - ends[place])));
   const bar = (name, part, base, paint, more) => ({
-    type: "bar", orientation: "h", name, width: BAR / row,
-    y: factors.map((_, place) => place),
-    base,
+    name, base,
     x: factors.map((factor, place) => base[place] * (factor[part].ratio - 1)),
     customdata: factors.map((factor) => [factor.label, factor[part].ratio, factor.total.ratio, factor.sure]),
     hovertemplate:
@@ -205,37 +204,20 @@ function drawWorth() {
     marker: { color: paint },
     ...more,
   });
-  const middles = factors.map(({ learning }, place) => starts[place] * learning.ratio);
-  const ends = factors.map(({ total }, place) => starts[place] * total.ratio);
-  const known = factors.map(({ total }) => total.low !== null);
   const error_x = {
     type: "data", symmetric: false, color: css("text"), thickness: 1,
-    array: factors.map(({ total }, place) => (known[place] ? starts[place] * total.high - ends[place] : 0)),
-    arrayminus: factors.map(({ total }, place) => (known[place] ? ends[place] - starts[place] * total.low : 0)),
+    array: beyond("high", 1), arrayminus: beyond("low", -1),
   };
-  const traces = [
-    bar("by learning", "learning", starts, color(0)),
-    bar("by throughput", "throughput", middles, color(1), { error_x }),
+  const bars = [
+    bar("by learning", "learning", starts.slice(0, -1), color(0)),
+    bar("by throughput", "throughput", reached("learning"), color(1), { error_x }),
   ];
-  const below = BAR / row;
+  const labels = factors.map(({ label, total }) => `${label}: ${total.ratio.toPrecision(3)}`);
+  const one = {
+    type: "line", x0: 1, x1: 1, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: css("muted"), width: 1 },
+  };
   const x = { title: "times as fast", type: "log", dtick: "D1" };
-  const y = { range: [factors.length - 1 + below, below - 1], showticklabels: false, showgrid: false, zeroline: false };
-  const label = ({ label, total }, place) => ({
-    text: `${label}: ${total.ratio.toPrecision(3)}`, x: 0, xref: "paper", xanchor: "left", align: "left",
-    y: place, yanchor: "bottom", yshift: BAR / 2, showarrow: false,
-  });
-  draw("worth", traces, layout(x, y, {
-    height: 130 + row * factors.length,
-    margin: { l: 10, r: 15, t: 35, b: 50 },
-    barmode: "overlay",
-    dragmode: false,
-    showlegend: true,
-    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal" },
-    annotations: factors.map(label),
-    shapes: [{
-      type: "line", x0: 1, x1: 1, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: css("muted"), width: 1 },
-    }],
-  }));
+  drawBars("worth", labels, bars, x, { barmode: "overlay", shapes: [one] });
 }
 
 function drawAll() {

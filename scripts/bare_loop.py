@@ -45,8 +45,8 @@ from yxanul.training.checkpoint import TrainState
 from yxanul.training.compilation import compile_layers
 from yxanul.training.evaluation import Score
 from yxanul.training.loop import Trainer
-from yxanul.training.run import read_text
 from yxanul.training.signals import StopRequest
+from yxanul.training.text import read_text
 
 LENGTHS = (8, 64, 256, 512)
 TOKENS, STEPS, ROUNDS = 2048, 6, 5

@@ -27,7 +27,8 @@ from yxanul.precision.linear import build_precision
 from yxanul.tracking import Tracker, read_rows
 from yxanul.training import checkpoint
 from yxanul.training.evaluation import evaluate
-from yxanul.training.run import read_text, run_lock
+from yxanul.training.run import run_lock
+from yxanul.training.text import read_text
 
 CPU = torch.device("cpu")
 

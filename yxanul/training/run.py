@@ -2,42 +2,34 @@
 
 import json
 import logging
-import math
 import os
-import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from rich.console import Console
 
-from yxanul import __version__, hardware
+from yxanul import hardware
 from yxanul.composition import first_difference, identity, to_plain
 from yxanul.config import Config, Parallel, WandbMode
-from yxanul.data.preparation import held_out_texts, whole_text
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import Stream
 from yxanul.errors import ConfigError, LostProcess, UserError
 from yxanul.files import atomic_path, locked, write_json
 from yxanul.kernels import attention_of
 from yxanul.model import count
-from yxanul.model.sample import sample
 from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.planning import RunPlan, make_plan
 from yxanul.precision.linear import build_precision
-from yxanul.precision.plan import totals
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
-from yxanul.spent import all_seconds, seconds_for
-from yxanul.tokenizer.load import Tokenizer
 from yxanul.tracking import (
     ConsoleSink,
     Record,
@@ -52,25 +44,16 @@ from yxanul.tracking import (
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.distributed import ToldElsewhere, World, joined
-from yxanul.training.evaluation import HeldOut, Score, evaluate, held_out
+from yxanul.training.evaluation import Score, evaluate
 from yxanul.training.loop import Trainer
 from yxanul.training.parallel import shard
+from yxanul.training.result import sample_texts, write_result
 from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
+from yxanul.training.text import Text, read_text
 from yxanul.training.watch import Watch
 
 log = logging.getLogger(__name__)
-PROMPT_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a run reads: its tokenizer, its tokens and the held-out text that it is judged on."""
-
-    tokenizer: Tokenizer
-    corpus: Corpus
-    held_out: HeldOut
-    prompts: list[list[int]]
 
 
 def train_run(config: Config, folder: Path, console: Console, began: float) -> int:
@@ -154,13 +137,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
     plan = world.from_first(lambda: make_plan(config, device, precision, world.size))  # it may be timed: one for all
     console.print(plan_table(plan))
-    cache = Path(config.data.cache).expanduser()
-    prepared_before = all_seconds(cache)
     text = world.after_first(lambda: read_text(config, console))
-    preparation = {
-        made.name: seconds_for(cache, made.name) for made in (text.tokenizer.path.parent, text.corpus.folder)
-    }
-    preparing = sum(seconds - prepared_before.get(name, 0.0) for name, seconds in preparation.items())
     _say_epochs(plan, text.corpus, console)
 
     model = build_model(config, plan, precision, device)
@@ -171,12 +148,11 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, text, console))
     if state != world.from_first(lambda: state):
         raise UserError(f"{folder}: process {world.rank} does not find the checkpoint of process 0; share the folder")
-    tracker = Tracker(None, [])
     if world.first:
         with atomic_path(folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
         write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
-        tracker = _tracker(config, folder, plan, state, console)
+    tracker = _tracker(config, folder, plan, state, console) if world.first else Tracker(None, [])
     watch = Watch(model, config.precision, plan.products, plan.fp8)
     watch.leave_fp8(state.left_fp8)
     saver = Saver(folder / "checkpoints", config.checkpoint.keep, world)
@@ -200,23 +176,15 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
         world=world,
         warm=plan.kernels.compiled or device.type == "cuda",
     )
-    tracker.log(
-        StartRow(
-            kind="start",
-            step=state.step,
-            start_up_seconds=time.perf_counter() - began - preparing,
-            preparation_seconds=sum(preparation.values()),
-            held_out=text.held_out.name,
-        )
-    )
+    tracker.log(_start_row(state, text, time.perf_counter() - began))
     result = None
     try:
         with stop_on_signals() as stop:
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
             score = score or _late_score(trainer, state, folder)
-            samples = _samples(config, text, model, world)
-            result = world.from_first(lambda: _finish(folder, plan, text, trainer, state, score, samples))
+            samples = sample_texts(config, text, model, world)
+            result = world.from_first(lambda: write_result(folder, plan, text, trainer, state, score, samples))
     finally:
         saver.close()
         tracker.close(result)
@@ -244,23 +212,6 @@ def run_lock(folder: Path) -> Iterator[None]:
         if not ours:
             raise UserError(f"{folder}: another process is training this run; wait for it, or change the seed")
         yield
-
-
-def read_text(config: Config, console: Console) -> Text:
-    """Open the data, load or train the tokenizer, tokenize what is not tokenized yet."""
-    tokenizer, corpus = whole_text(config.data, config.tokenizer, console)
-    texts = held_out_texts(config.data, corpus, config.evaluate.bytes)
-    console.print(
-        f"{corpus.tokens:,} tokens of {corpus.bytes:,} bytes ({corpus.bytes / corpus.tokens:.3f} bytes a token) "
-        f"in {corpus.folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    prompts = [
-        [tokenizer.end_of_text, *ids[:PROMPT_TOKENS]] for ids in tokenizer.encode(texts[: config.evaluate.samples])
-    ]
-    judged = held_out(texts, tokenizer, config.model.max_seq_len, config.evaluate.context_bytes)
-    return Text(tokenizer, corpus, judged, prompts)
 
 
 def _say_epochs(plan: RunPlan, corpus: Corpus, console: Console) -> None:
@@ -325,6 +276,17 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
     return Tracker(record, sinks)
 
 
+def _start_row(state: TrainState, text: Text, seconds: float) -> StartRow:
+    """What a start took, of which `seconds` have passed."""
+    return StartRow(
+        kind="start",
+        step=state.step,
+        start_up_seconds=seconds - text.preparing_seconds,
+        preparation_seconds=text.preparation_seconds,
+        held_out=text.held_out.name,
+    )
+
+
 def _late_score(trainer: Trainer, state: TrainState, folder: Path) -> Score:
     """The last evaluation of a run that was killed after its last checkpoint; its row may be recorded already."""
 
@@ -333,73 +295,6 @@ def _late_score(trainer: Trainer, state: TrainState, folder: Path) -> Score:
         return any(row["kind"] == "eval" and row["step"] == state.step for row in rows)
 
     return trainer.score() if trainer.world.from_first(recorded) else trainer.evaluate(state)
-
-
-def _samples(config: Config, text: Text, model: Transformer, world: World) -> list[dict[str, str]]:
-    """What the model makes of the beginnings of held-out documents; by all processes, which may hold it together."""
-    ids = sample(
-        model,
-        text.prompts,
-        config.evaluate.sample_tokens,
-        config.model.max_seq_len,
-        text.tokenizer.end_of_text,
-        torch.Generator().manual_seed(config.seed),
-        agree=world.as_first,
-    )
-    return [
-        {
-            "prompt": text.tokenizer.decode(prompt[1:]),
-            "text": text.tokenizer.decode(whole[len(prompt) :]),
-        }
-        for prompt, whole in zip(text.prompts, ids, strict=True)
-    ]
-
-
-def _finish(
-    folder: Path,
-    plan: RunPlan,
-    text: Text,
-    trainer: Trainer,
-    state: TrainState,
-    score: Score,
-    samples: list[dict[str, str]],
-) -> dict:
-    """Write result.json; its presence says that the run is finished."""
-    result = {
-        "bits_per_byte": score.bits_per_byte,
-        "gzip_bits_per_byte": text.held_out.gzip_bits_per_byte,
-        "xz_bits_per_byte": text.held_out.xz_bits_per_byte,
-        "perplexity": score.perplexity,
-        "eval_bytes": text.held_out.bytes,
-        "held_out": text.held_out.name,
-        "corpus": text.corpus.record(),
-        "tokens": state.tokens,
-        "bytes": state.bytes,
-        "steps": state.step,
-        "skipped_steps": state.bad_steps,
-        "seconds": state.seconds,
-        "warm_up_seconds": trainer.warm_up_seconds,
-        "tokens_per_second": state.tokens / state.seconds,
-        "parameters": plan.parameters,
-        "computes": plan.computes,
-        "flops_by_format": totals(plan.products),
-        "left_fp8": state.left_fp8,
-        "kernels": asdict(plan.kernels),
-        "device": plan.device,
-        "peak_flops": plan.peak_flops,
-        "versions": {
-            "yxanul": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "checkpoint": str(checkpoint.checkpoints(folder / "checkpoints")[-1].relative_to(folder)),
-        "samples": samples,
-    }
-    if not math.isfinite(score.bits_per_byte):
-        raise UserError(f"{folder}: the model's held-out loss is not finite; lower optimizer.lr")
-    write_json(folder / "result.json", result)
-    return result
 
 
 def _stopped(number: signal.Signals | None, state: TrainState, plan: RunPlan, folder: Path, console: Console) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from yxanul.config import (
     Backend,
     Config,
+    CrossEntropyKernel,
     DataKind,
     Dtype,
     MuonConfig,
@@ -169,6 +170,10 @@ CASES = [
         "schedule.decay=0.6",
         "schedule.warmup=0.5 .*more than the whole run",
     ),
+    ({"ngram.order": -1}, "ngram.order=-1", "between 0 and 4 with tokenizer.vocab_size=8192"),
+    ({"ngram.order": 5}, "ngram.order=5", "between 0 and 4 with"),
+    ({"ngram.tokens": 0}, "ngram.tokens=0", "greater than 0"),
+    ({"ngram.order": 2, "cross_entropy": CrossEntropyKernel.liger}, "cross_entropy=liger", "take chunked"),
     ({"evaluate.samples": -1}, "evaluate.samples=-1", "not be negative"),
     ({"seed": -1}, "seed=-1", "not be negative"),
     ({"data.kind": DataKind.files, "data.path": None}, "data.path=None", "data.path=DIR"),

@@ -168,6 +168,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class NGramConfig:
+    """N-grams that are counted before training and added to the logits."""
+
+    order: int  # the longest, in tokens; 1 is a bias of each token, 0 counts nothing
+    tokens: int  # in whole documents, up to which they are counted; what is counted is not read
+
+
+@dataclass(frozen=True)
 class CurriculumConfig:
     stages: List[Stage]
     max_step_tokens: Optional[int]  # a cap on every stage's step_tokens, for small machines
@@ -286,6 +294,7 @@ class Config:
     model: ModelConfig
     precision: PrecisionConfig
     tokenizer: TokenizerConfig
+    ngram: NGramConfig
     curriculum: CurriculumConfig
     hardware: HardwareConfig
     data: DataConfig

@@ -54,7 +54,7 @@ def choose_kernels(
     if device.type == "cuda" and not torch.cuda.is_available():
         return Kernels(dict.fromkeys(rows, attention), cross_entropy, compiled)
     attentions_here = _candidates("attention", attention, attentions(device, dtype))
-    losses_here = _candidates("cross_entropy", cross_entropy, cross_entropy_kernels(device))
+    losses_here = _candidates("cross_entropy", cross_entropy, _losses(config, device))
 
     def attention_for(seq_len: int, tokens: int) -> str:
         if device.type == "cpu":  # by rule, so that the same command gives the same weights to the last bit
@@ -137,6 +137,11 @@ def cross_entropy_step(
         torch.autograd.grad(kernel(hidden, weight, targets), (hidden, weight))
 
     return step
+
+
+def _losses(config: Config, device: torch.device) -> Mapping[str, CrossEntropy]:
+    kernels = cross_entropy_kernels(device)
+    return {"chunked": kernels["chunked"]} if config.ngram.order else kernels
 
 
 def _candidates(key: str, asked: str, here: Mapping[str, Callable]) -> Mapping[str, Callable]:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from yxanul.config import (
     Backend,
     Config,
+    CrossEntropyKernel,
     CurriculumConfig,
     DataConfig,
     DataKind,
@@ -31,6 +32,7 @@ def validate(config: Config) -> None:
     _positive(config)
     _model(config.model)
     _tokenizer(config)
+    _ngram(config)
     _curriculum(config.curriculum, config.model.max_seq_len)
     _micro_batches(config.hardware)
     _compute(config.hardware)
@@ -51,6 +53,7 @@ def _positive(config: Config) -> None:
         )
         + ("max_seq_len", "norm_eps", "rope_theta", "init_std"),
         "tokenizer": ("vocab_size", "transition", "train_bytes", "bytes_per_token"),
+        "ngram": ("tokens",),
         "curriculum": ("max_step_tokens", "max_seq_len"),
         "data": ("expected_files", "workers", "parts"),
         "hardware": ("memory_gb", "utilization", "compute_capability", "nodes", "gpus_per_node")
@@ -122,6 +125,23 @@ def _tokenizer(config: Config) -> None:
                 transition,
                 f"must lie between 257 and tokenizer.vocab_size={tokenizer.vocab_size}",
             )
+
+
+def _ngram(config: Config) -> None:
+    if config.ngram.order == 0:
+        return
+    from yxanul.data.ngrams import key_bits  # it imports torch, for which most commands need not wait here
+
+    longest = 63 // key_bits(config.tokenizer.vocab_size)
+    if not 0 <= config.ngram.order <= longest:
+        raise ConfigError(
+            "ngram.order",
+            config.ngram.order,
+            f"must lie between 0 and {longest} with tokenizer.vocab_size={config.tokenizer.vocab_size}",
+        )
+    if config.cross_entropy is CrossEntropyKernel.liger:
+        order = config.ngram.order
+        raise ConfigError("cross_entropy", "liger", f"adds no n-grams; with ngram.order={order} take chunked")
 
 
 def _data(data: DataConfig) -> None:

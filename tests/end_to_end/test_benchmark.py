@@ -91,6 +91,7 @@ def test_the_table_is_printed_and_the_page_written(outcome):
         ("compare=['model.hiden_size=3']", "did you mean model.hidden_size?"),
         ("compare=['model.num_heads=5']", "compare=model.num_heads=5: model.num_heads=5: must divide"),
         ("compare=['attention=flex']", "attention=flex: cannot run on this device"),
+        ("compare=['ngram=bigram']", "ngram=bigram: counted n-grams need text, and here tokens are random"),
         ("compare=['precision=fp8']", "precision=fp8: FP8 would be emulated here, which says nothing about speed"),
         ("rounds=0", "rounds=0: must be at least 1"),
         ("output=/dev/null/x", "output=/dev/null/x: "),

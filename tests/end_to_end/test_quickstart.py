@@ -39,6 +39,19 @@ def test_a_run_writes_what_the_design_says(undisturbed):
     assert "sample 1:" in out
 
 
+def test_what_was_counted_need_not_be_learned(train, tmp_path):
+    status, out, err = train("ngram=trigram", "ngram.tokens=60000", "hydra.run.dir=run", cwd=tmp_path)
+    assert (status, err) == (0, "")
+    assert "n-grams in" in out
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    first = next(row for row in rows if row["kind"] == "train")
+    assert first["loss"] < math.log(2048) - 1.5
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["ngrams"] > 60_000
+    start = next(row for row in rows if row["kind"] == "start")
+    assert start["preparation_seconds"] > 0
+
+
 def test_the_paths_that_are_printed_lie_where_the_user_stands(undisturbed):
     working, folder, out = undisturbed
     for name in ("result.json", "metrics.jsonl", "plan.json", "config.yaml"):

@@ -20,7 +20,7 @@ import safetensors.torch
 from yxanul.data import shards
 from yxanul.tokenizer import load
 from yxanul.tracking import Record, read_rows
-from yxanul.training import checkpoint, run
+from yxanul.training import checkpoint, result
 
 folder = Path(sys.argv[-1].partition("=")[2])
 for each in sys.argv.pop(1).split(","):
@@ -63,7 +63,7 @@ elif point == "weights":  # one file of the checkpoint is whole, the other not t
 elif point == "renamed":  # the checkpoint is there, old ones are not yet removed
     kill_at(checkpoint.os, "replace")
 elif point == "evaluated":  # everything is done but the result
-    kill_at(run, "write_json", before=True)
+    kill_at(result, "write_json", before=True)
 else:
     sys.exit(f"no such point: {point}")
 sys.argv[0] = "yxanul.train"
@@ -106,7 +106,7 @@ def test_killed_inside_every_part_of_a_run(train, undisturbed, tmp_path):
     stage = stages(undisturbed[1])
     change = next(step for step in sorted(stage) if step > 3 and stage[step] != stage[step + 1])
     row = 1 + change  # the first says that the run starts
-    points = ["tokenizer:1", "shard:3", f"row:{row}", "weights:2", "renamed:3", "evaluated:2"]
+    points = ["tokenizer:1", "shard:3", f"row:{row}", "weights:2", "renamed:3", "evaluated:1"]
     cache = str(tmp_path / "cache")
     status, _, err = train(f"hydra.run.dir={folder}", program=("-c", KILLER, ",".join(points)), YXANUL_CACHE=cache)
     said = [line.split() for line in err.splitlines()]

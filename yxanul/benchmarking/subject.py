@@ -64,6 +64,8 @@ class Subject:
 
     def __init__(self, name: str, config: Config, folder: Path):
         self.name, self.config = name, config
+        if config.ngram.order:
+            raise UserError(f"{name}: counted n-grams need text, and here tokens are random; benchmark with ngram=none")
         self.device = hardware.select_device(config.hardware.device)
         precision = build_precision(config.precision, self.device, config.hardware.compute_capability)
         self.dtype = precision.dtype

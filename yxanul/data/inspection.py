@@ -11,6 +11,7 @@ import numpy as np
 
 from yxanul.config import InspectConfig
 from yxanul.curriculum import Step, capped_stages, plan, stage_steps
+from yxanul.data.ngrams import counted_documents
 from yxanul.data.shards import Corpus
 from yxanul.data.stream import MicroBatch, Stream
 from yxanul.errors import ConfigError, UserError
@@ -122,7 +123,7 @@ def inspect(corpus: Corpus, tokenizer: Tokenizer, config: InspectConfig, stages:
         stages: from `plan_stages`.
     """
     lengths = np.concatenate([np.diff(offsets) for offsets in corpus.open()[1]])
-    stream = Stream(corpus, config.seed, tokenizer.byte_lengths)
+    stream = Stream(corpus, config.seed, tokenizer.byte_lengths, counted_documents(corpus, config.ngram))
     readings = [
         stage_reading(number, stage.seq_len, steps, stream, lengths)
         for number, (stage, steps) in enumerate(zip(capped_stages(config.curriculum), stages, strict=True), 1)

@@ -46,13 +46,15 @@ class Stream:
     Args:
         seed: of the order of documents.
         byte_lengths: (vocabulary,) bytes of each token.
+        apart: (documents,) bool, those that are not read; None to read all.
     """
 
-    def __init__(self, corpus: Corpus, seed: int, byte_lengths: np.ndarray):
+    def __init__(self, corpus: Corpus, seed: int, byte_lengths: np.ndarray, apart: np.ndarray | None = None):
         self._shards, offsets = corpus.open()
-        self._lengths = np.concatenate([np.diff(part) for part in offsets])
-        self._begins = np.concatenate([part[:-1] for part in offsets])
-        self._shard_of = np.repeat(np.arange(len(offsets)), [len(part) - 1 for part in offsets])
+        read = slice(None) if apart is None else ~apart
+        self._lengths = np.concatenate([np.diff(part) for part in offsets])[read]
+        self._begins = np.concatenate([part[:-1] for part in offsets])[read]
+        self._shard_of = np.repeat(np.arange(len(offsets)), [len(part) - 1 for part in offsets])[read]
         self._seed = [seed, int(corpus.fingerprint[:16], 16)]
         self._byte_lengths = byte_lengths
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from yxanul.model.loss import CHUNK_BYTES, CrossEntropy, summed_cross_entropy
+from yxanul.model.prior import Prior
 
 
 def liger_budget(num_tokens: int, vocab_size: int, rank: int, itemsize: int) -> int:
@@ -39,7 +40,8 @@ def liger_cross_entropy() -> CrossEntropy:
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None = None) -> Tensor:
+        assert prior is None, "validation leaves a prior to the chunked loss"
         budget = liger_budget(len(hidden), *weight.shape, hidden.element_size())
         return liger_fused_linear_cross_entropy(
             hidden, weight, targets, reduction="sum", accum_dtype=torch.float32, chunk_mem_const=budget
@@ -52,7 +54,7 @@ def cross_entropy_kernels(device: torch.device) -> dict[str, CrossEntropy]:
     """The kernels that can run on `device`, by name: always "chunked", and on CUDA "liger" if it is installed.
 
     Each is as `summed_cross_entropy`: (tokens, rank), (vocabulary, rank) and int64 (tokens,) -> the summed negative
-    log-likelihood in nats, a float32 scalar, differentiable in the first two.
+    log-likelihood in nats, a float32 scalar, differentiable in the first two. Only "chunked" takes a prior.
     """
     kernels: dict[str, CrossEntropy] = {"chunked": summed_cross_entropy}
     if device.type == "cuda":

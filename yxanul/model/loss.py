@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What `summed_cross_entropy` is: (hidden, weight, targets) -> summed negative log-likelihood."""
+from yxanul.model.prior import Prior
+
+CrossEntropy = Callable[[Tensor, Tensor, Tensor, Prior | None], Tensor]
+"""What `summed_cross_entropy` is: (hidden, weight, targets, prior) -> summed negative log-likelihood."""
 
 Scratch = tuple[Tensor, Tensor]
 
@@ -40,11 +42,15 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, prior: Prior | None) -> Tensor:
     """Float32 (tokens, vocabulary); a CPU has no product of bf16 factors that puts out float32."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    return (hidden @ weight.T).float()
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = (hidden @ weight.T).float()
+    if prior:
+        prior.add_to(logits)
+    return logits
 
 
 def _fused_gradient(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,12 +88,14 @@ def slice_rows(columns: int) -> int:
     return max(1, SLICE_BYTES // (4 * columns))
 
 
-def _cuda_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> Tensor:
+def _cuda_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None, grad_hidden: Tensor, grad_weight: Tensor
+) -> Tensor:
     """The summed loss of one chunk; writes its `grad_hidden` and adds to `grad_weight`.
 
     A function of its own so that all its buffers are gone before the next chunk makes new ones.
     """
-    loss, gradient = _fused_gradient(_logits(hidden, weight), targets.unsqueeze(1), hidden.dtype)
+    loss, gradient = _fused_gradient(_logits(hidden, weight, prior), targets.unsqueeze(1), hidden.dtype)
     torch.mm(gradient, weight, out=grad_hidden)
     if hidden.dtype == torch.float32:
         grad_weight.addmm_(gradient.T, hidden)
@@ -97,11 +105,19 @@ def _cuda_loss(hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Ten
 
 
 def _cpu_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, grad_hidden: Tensor, grad_weight: Tensor, scratch: Scratch
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    prior: Prior | None,
+    grad_hidden: Tensor,
+    grad_weight: Tensor,
+    scratch: Scratch,
 ) -> Tensor:
     """As `_cuda_loss`, in the two buffers of `scratch` and, in bf16, by slices of the weight's gradient."""
     product, logits = (buffer[: len(hidden)] for buffer in scratch)
     logits.copy_(torch.mm(hidden, weight.T, out=product))
+    if prior:
+        prior.add_to(logits)
     loss = _in_place_gradient(logits, targets.unsqueeze(1))
     torch.mm(product.copy_(logits), weight, out=grad_hidden)
     if hidden.dtype == torch.float32:
@@ -122,13 +138,14 @@ def _scratch(hidden: Tensor, weight: Tensor) -> Scratch:
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         loss = _cuda_loss if hidden.is_cuda else partial(_cpu_loss, scratch=_scratch(hidden, weight))
         for chunk in _chunks(hidden, weight):
-            total += loss(hidden[chunk], weight, targets[chunk], grad_hidden[chunk], grad_weight)
+            of_chunk = prior and prior.of(chunk)
+            total += loss(hidden[chunk], weight, targets[chunk], of_chunk, grad_hidden[chunk], grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
@@ -136,26 +153,28 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
         # A factor without dimensions does not promote: bf16 gradients stay bf16.
-        return grad_hidden * grad_output, grad_weight * grad_output, None
+        return grad_hidden * grad_output, grad_weight * grad_output, None, None
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None = None) -> Tensor:
     """The negative log-likelihood of `targets` summed over tokens, in nats, float32, differentiable.
 
     Args:
         hidden: (tokens, rank), the input of the last matrix product.
         weight: (vocabulary, rank), of the same dtype; the products are made in it, their sums in float32.
         targets: (tokens,) int64.
+        prior: what is added to the logits, without a gradient.
     """
-    return _SummedCrossEntropy.apply(hidden, weight, targets)
+    return _SummedCrossEntropy.apply(hidden, weight, targets, prior)
 
 
 @torch.no_grad()
-def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None = None) -> Tensor:
     """The negative log-likelihood of each target in nats, float32 (tokens,); arguments as above."""
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for chunk in _chunks(hidden, weight):
-        losses[chunk] = _chunk_token_losses(_logits(hidden[chunk], weight), targets[chunk].unsqueeze(1))
+        logits = _logits(hidden[chunk], weight, prior and prior.of(chunk))
+        losses[chunk] = _chunk_token_losses(logits, targets[chunk].unsqueeze(1))
     return losses
 
 

@@ -6,7 +6,7 @@ Every term is what some operator keeps or makes; tests hold the sum against real
 from collections import Counter
 from dataclasses import dataclass
 
-from yxanul.config import Config, Dtype, FeedForward, ModelConfig, Norm, Positions
+from yxanul.config import Config, Dtype, FeedForward, ModelConfig, NGramConfig, Norm, Positions
 from yxanul.model.attention import TILE, keys_held
 from yxanul.model.count import embedding_parameters, layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
@@ -22,6 +22,12 @@ def state_bytes(config: Config) -> int:
     model = config.model
     with_muon = model.num_layers * layer_matrix_parameters(model) if config.optimizer.muon else 0
     return FLOAT * (4 * parameters(model, config.tokenizer.vocab_size) - with_muon)
+
+
+def ngram_bytes(config: NGramConfig) -> int:
+    """Of the tables of counted n-grams, at most: a context and an entry for each token and order above the first."""
+    context, entry = 8 + 8, 4 + FLOAT
+    return max(0, config.order - 1) * config.tokens * (context + entry)
 
 
 def gathered_bytes(config: Config, processes: int) -> int:
@@ -59,7 +65,7 @@ def training_bytes(
     step = _MicroBatch(config, dtype, device, compiled, micro_batch_tokens, tile)
     phases = step.loss_bytes(), step.backward_bytes(), update_bytes(config, device) // shards
     gathered = gathered_bytes(config, shards) if shards > 1 else 0
-    return state_bytes(config) // shards + gathered + max(phases)
+    return state_bytes(config) // shards + ngram_bytes(config.ngram) + gathered + max(phases)
 
 
 def update_bytes(config: Config, device: str) -> int:

@@ -18,6 +18,7 @@ from yxanul.config import FeedForward, ModelConfig, Norm, Positions
 from yxanul.model.attention import Layout
 from yxanul.model.embedding import TiedEmbedding
 from yxanul.model.loss import CrossEntropy, summed_cross_entropy, token_cross_entropy
+from yxanul.model.prior import NGramPrior, Prior
 
 LinearFactory = Callable[[int, int], nn.Module]
 Rotation = tuple[Tensor, Tensor]
@@ -199,6 +200,7 @@ class Transformer(nn.Module):
         dtype: of the activations between the layers.
         cross_entropy: head and loss of training.
         recompute: share of the layers, evenly spread, that compute their feed-forward again in the backward.
+        ngrams: what counting knows already, added to the logits; None to learn all of it.
     """
 
     def __init__(
@@ -209,9 +211,11 @@ class Transformer(nn.Module):
         dtype: torch.dtype,
         cross_entropy: CrossEntropy = summed_cross_entropy,
         recompute: float = 0.0,
+        ngrams: NGramPrior | None = None,
     ):
         super().__init__()
         self.vocab_size = vocab_size
+        self.ngrams = ngrams
         self.cross_entropy = cross_entropy
         self.embedding = TiedEmbedding(vocab_size, model.hidden_size, model.embedding_rank, dtype)
         self.positions = None
@@ -254,15 +258,21 @@ class Transformer(nn.Module):
 
     def forward(self, packed: Packed, targets: Tensor) -> Tensor:
         """The summed negative log-likelihood of `targets` (tokens,) int64, in nats; differentiable."""
-        return self.cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
+        return self.cross_entropy(*self.embedding.head(self.hidden(packed)), targets, self._prior(packed))
 
     @torch.no_grad()
     def token_losses(self, packed: Packed, targets: Tensor) -> Tensor:
         """The negative log-likelihood of each target, (tokens,), in nats."""
-        return token_cross_entropy(*self.embedding.head(self.hidden(packed)), targets)
+        return token_cross_entropy(*self.embedding.head(self.hidden(packed)), targets, self._prior(packed))
 
     @torch.no_grad()
     def next_token_logits(self, packed: Packed, rows: Tensor) -> Tensor:
         """Float32 logits (rows, vocabulary) for the tokens that follow positions `rows` of the packed row."""
         hidden, weight = self.embedding.head(self.hidden(packed)[rows])
-        return (hidden @ weight.T).float()[:, : self.vocab_size]
+        logits = (hidden @ weight.T).float()
+        if prior := self._prior(packed):
+            prior.of(rows).add_to(logits)
+        return logits[:, : self.vocab_size]
+
+    def _prior(self, packed: Packed) -> Prior | None:
+        return self.ngrams and self.ngrams(packed.tokens, packed.positions)

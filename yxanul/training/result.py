@@ -70,6 +70,7 @@ def write_result(
         "warm_up_seconds": trainer.warm_up_seconds,
         "tokens_per_second": state.tokens / state.seconds,
         "parameters": plan.parameters,
+        "ngrams": text.ngrams.entries if text.ngrams else 0,
         "computes": plan.computes,
         "flops_by_format": totals(plan.products),
         "left_fp8": state.left_fp8,

@@ -18,7 +18,7 @@ from rich.console import Console
 from yxanul import hardware
 from yxanul.composition import first_difference, identity, to_plain
 from yxanul.config import Config, Parallel, WandbMode
-from yxanul.data.shards import Corpus
+from yxanul.data.ngrams import counted_documents
 from yxanul.data.stream import Stream
 from yxanul.errors import ConfigError, LostProcess, UserError
 from yxanul.files import atomic_path, locked, write_json
@@ -138,9 +138,10 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     plan = world.from_first(lambda: make_plan(config, device, precision, world.size))  # it may be timed: one for all
     console.print(plan_table(plan))
     text = world.after_first(lambda: read_text(config, console))
-    _say_epochs(plan, text.corpus, console)
+    stream = Stream(text.corpus, config.seed, text.tokenizer.byte_lengths, counted_documents(text.corpus, config.ngram))
+    _say_epochs(plan, stream, console)
 
-    model = build_model(config, plan, precision, device)
+    model = build_model(config, plan, precision, device, text.ngrams)
     if world.size > 1 and config.hardware.parallel is Parallel.fsdp:
         shard(model, device, world)
     attention = attention_of(plan.kernels, device, precision.dtype)
@@ -159,7 +160,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     trainer = Trainer(
         model=model,
         optimizers=optimizers,
-        stream=Stream(text.corpus, config.seed, text.tokenizer.byte_lengths),
+        stream=stream,
         steps=plan.steps,
         device=device,
         attention_of=attention,
@@ -214,8 +215,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _say_epochs(plan: RunPlan, corpus: Corpus, console: Console) -> None:
-    epochs = sum(step.tokens for step in plan.steps) / corpus.tokens
+def _say_epochs(plan: RunPlan, stream: Stream, console: Console) -> None:
+    epochs = sum(step.tokens for step in plan.steps) / stream.tokens_per_epoch
     if epochs > 1:
         console.print(f"the budget reads the data {epochs:.2f} times", style="yellow")
 

@@ -3,7 +3,9 @@
 import torch
 
 from yxanul.config import Config
+from yxanul.data.ngrams import NGrams
 from yxanul.kernels import cross_entropy_of
+from yxanul.model.prior import NGramPrior
 from yxanul.model.transformer import Transformer
 from yxanul.planning import RunPlan
 from yxanul.precision.linear import Precision
@@ -11,7 +13,9 @@ from yxanul.precision.plan import assign
 from yxanul.training.compilation import compile_layers
 
 
-def build_model(config: Config, plan: RunPlan, precision: Precision, device: torch.device) -> Transformer:
+def build_model(
+    config: Config, plan: RunPlan, precision: Precision, device: torch.device, ngrams: NGrams | None = None
+) -> Transformer:
     """The model at its beginning; its weights depend on the seed alone, not on the device."""
     model = Transformer(
         config.model,
@@ -20,6 +24,7 @@ def build_model(config: Config, plan: RunPlan, precision: Precision, device: tor
         precision.dtype,
         cross_entropy_of(plan.kernels, device),
         config.hardware.recompute,
+        ngrams and NGramPrior(ngrams),
     )
     model.initialize(config.model.init_std, torch.Generator().manual_seed(config.seed))
     assign(model, plan.products)

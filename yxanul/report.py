@@ -9,6 +9,7 @@ import io
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +20,14 @@ from rich.text import Text
 
 from yxanul.errors import UserError
 from yxanul.files import atomic_path
-from yxanul.ledger.attribution import SPENT
+from yxanul.ledger.attribution import SPENT, Shares
 from yxanul.ledger.ledger import Against, Ledger, make_ledger
 from yxanul.ledger.quality import AXES
 from yxanul.ledger.runs import find_runs
-from yxanul.reporting.ledger_table import ledger_tables
-from yxanul.reporting.report_page import PageTable, Worth, report_page
+from yxanul.reporting.ledger_table import ledger_tables, ledger_worth
+from yxanul.reporting.report_page import PageTable, report_page
 
+PARTS = ("total", "learning", "throughput")
 FORMATS = ("table", "md", "csv", "json")
 
 EPILOG = """\
@@ -33,9 +35,13 @@ examples:
   python -m yxanul.report outputs/nano-bf16-superbpe8k-ultra-stdlib-seed1-1a2b3c4d
   python -m yxanul.report multirun_outputs/tokenizers --target 1.9 --axis total_seconds
   python -m yxanul.report multirun_outputs/ladder --against previous --format md > ladder.md
+  python -m yxanul.report outputs/FULL outputs/WITHOUT_MUON outputs/WITHOUT_SUPERBPE --against without
+  python -m yxanul.report multirun_outputs/tokenizer-optimizer-seed-1a2b3c4d --shapley
 
 A run reaches the target where the line between two of its evaluations crosses it: evaluate often (evaluate.every).
 Choices are compared seed by seed; with two seeds or more an interval of 95% stands beside each factor.
+--against without takes the first recipe for the whole one, and each other for that with one choice left out.
+--shapley takes a full grid of recipes, the first of which has none of the choices (tokenizer=a,b optimizer=c,d).
 """
 
 
@@ -64,13 +70,16 @@ def parser() -> argparse.ArgumentParser:
         default=Against.first.value,
         help="what each choice is compared with, in the order of the sweep (first)",
     )
+    parser.add_argument(
+        "--shapley", action="store_true", help="share the whole among the choices of a full grid, each there or not"
+    )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of what is printed (table)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the page (default: report.html in the first DIR)")
     return parser
 
 
 def report(given: argparse.Namespace, console: Console) -> int:
-    ledger = make_ledger(find_runs(given.folders), given.target, given.axis, Against(given.against))
+    ledger = make_ledger(find_runs(given.folders), given.target, given.axis, Against(given.against), given.shapley)
     tables = ledger_tables(ledger)
     if given.format == "table":
         print_tables(ledger, tables, console)
@@ -110,16 +119,28 @@ def markdown(ledger: Ledger, tables: list[PageTable]) -> str:
 
 
 def as_csv(ledger: Ledger) -> str:
-    """A row a run: its costs at the target as plain numbers, empty where it never arrives."""
+    """Plain numbers: of Shapley's shares a row each, the whole last; without them, of the runs."""
     output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["run", "choice", "seed", "finished", "best_bits_per_byte", "target", *AXES])
+    csv.writer(output, lineterminator="\n").writerows(_shares(ledger.shares) if ledger.shares else _runs(ledger))
+    return output.getvalue()
+
+
+def _shares(shares: Shares) -> Iterator[list[object]]:
+    """A row a choice: its ratios, and their intervals, empty where there are none."""
+    yield ["choice", "seeds", *(f"{part}{end}" for part in PARTS for end in ("", "_low", "_high"))]
+    for each in (*shares.factors, shares.whole):
+        estimates = [getattr(each, part) for part in PARTS]
+        yield [each.name, each.pairs, *(end for part in estimates for end in (part.ratio, part.low, part.high))]
+
+
+def _runs(ledger: Ledger) -> Iterator[list[object]]:
+    """A row a run: its costs at the target, empty where it never arrives."""
+    yield ["run", "choice", "seed", "finished", "best_bits_per_byte", "target", *AXES]
     for group in ledger.groups:
         for run, reached in zip(group.runs, group.reached, strict=True):
             costs = asdict(reached).values() if reached else [""] * len(AXES)
             known = [run.name, group.name, run.config["seed"], run.result is not None, run.best, ledger.target]
-            writer.writerow([*known, *costs])
-    return output.getvalue()
+            yield [*known, *costs]
 
 
 def as_json(ledger: Ledger) -> str:
@@ -138,22 +159,21 @@ def as_json(ledger: Ledger) -> str:
                 }
                 for run, reached in zip(group.runs, group.reached, strict=True)
             ],
-            "factor": asdict(ledger.factors[index]) if index in ledger.factors else None,
+            "factor": asdict(factor) if factor else None,
         }
-        for index, group in enumerate(ledger.groups)
+        for group, factor in zip(ledger.groups, ledger.factors, strict=True)
     ]
     found = {"target": ledger.target, "axis": ledger.axis, "against": ledger.against.value, "warning": ledger.warning}
-    return json.dumps(found | {"choices": groups}, indent=2) + "\n"
+    shares = asdict(ledger.shares) if ledger.shares else None
+    return json.dumps(found | {"choices": groups, "shapley": shares}, indent=2) + "\n"
 
 
 def _page(ledger: Ledger, tables: list[PageTable]) -> str:
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
     about += [ledger.warning] if ledger.warning else []
     command = f"python -m yxanul.report {shlex.join(sys.argv[1:])}"
-    cumulative = ledger.against is Against.previous
-    title = f"Times as fast as {'the one before' if cumulative else 'the first'}, in {AXES[ledger.axis]}"
-    worth = Worth(title, list(ledger.factors.values()), cumulative) if ledger.factors else None
-    return report_page([run for group in ledger.groups for run in group.runs], tables, about, command, worth)
+    runs = [run for group in ledger.groups for run in group.runs]
+    return report_page(runs, tables, about, command, ledger_worth(ledger))
 
 
 if __name__ == "__main__":

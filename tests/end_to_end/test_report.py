@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ def folder(undisturbed, monkeypatch):
 def report(capsys, *arguments: object) -> tuple[int, str, str]:
     status = main([str(argument) for argument in arguments])
     return status, *capsys.readouterr()
+
+
+def bars(page: Path) -> list[dict]:
+    """What choices were worth, as a page draws it."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    return json.loads(data)["worth"]
 
 
 def test_a_run_alone(capsys, folder, tmp_path):
@@ -90,8 +98,11 @@ def test_a_choice_is_worth_what_it_is_worth(capsys, sweep):
     assert slow["factor"] is None
 
 
-@pytest.mark.parametrize(("against", "expected"), [("first", [2, 6]), ("previous", [2, 3])])
-def test_choices_are_compared_with_the_first_or_the_one_before(capsys, folder, tmp_path, against, expected):
+@pytest.mark.parametrize(
+    ("against", "expected", "starts"),
+    [("first", [2, 6], [1, 1]), ("previous", [2, 3], [1, 2]), ("without", [1 / 2, 1 / 6], [1, 1])],
+)
+def test_choices_are_compared_as_asked(capsys, folder, tmp_path, against, expected, starts):
     runs = [
         copy_of(folder, tmp_path / name, speed=speed, cross_entropy=name)
         for name, speed in (("auto", 1), ("chunked", 2), ("liger", 6))
@@ -100,6 +111,7 @@ def test_choices_are_compared_with_the_first_or_the_one_before(capsys, folder, t
     factors = [choice["factor"] for choice in json.loads(out)["choices"][1:]]
     assert [factor["total"]["ratio"] for factor in factors] == pytest.approx(expected)
     assert factors[0]["total"]["low"] is None  # one seed tells nothing of the others
+    assert [bar["start"] for bar in bars(runs[0] / "report.html")] == pytest.approx(starts)
 
 
 def test_the_table_says_it_in_words(capsys, sweep):
@@ -107,6 +119,71 @@ def test_the_table_says_it_in_words(capsys, sweep):
     assert (status, err) == (0, "")
     line = next(line for line in out.splitlines() if line.startswith("attention=fast ") and "(" in line)
     assert line.split()[1:3] == ["3", "2"]
+
+
+def test_the_whole_recipe_against_those_without_a_choice(capsys, sweep):
+    """What the others leave out, here of the slow recipe, has made it slower."""
+    _, out, _ = report(capsys, sweep, "--against", "without", "--format", "md")
+    assert "| choice | seeds | what it leaves out: times as fast as without it | = by" in out
+    assert "| attention=slow (the whole recipe) | 3 | 1 | 1 | 1 |" in out
+    assert "| attention=fast | 3 | 0.5 (0.5 to 0.5) | 1 (1 to 1, not significant) | 0.5 (0.5 to 0.5) |" in out
+    assert "the whole recipe" not in report(capsys, sweep, "--format", "md", "--output", sweep / "other.html")[1]
+    page = (sweep / "report.html").read_text()
+    assert "<h2>What it leaves out: times as fast as without it, in seconds of training</h2>" in page
+
+
+@pytest.fixture
+def grid(folder, tmp_path) -> Path:
+    """Two choices over two seeds: alone twice and three times as fast, both 24 times; they learn the same.
+
+    The second is worth a tenth more with one seed, and less with the other.
+    """
+    path = tmp_path / "grid"
+    runs = {}
+    for seed in (1, 2):
+        for (attention, one), (loss, other) in product((("auto", 1), ("sdpa", 2)), (("auto", 1), ("liger", 3))):
+            speed = (24 if one * other == 6 else one * other) * (1.1 ** (3 - 2 * seed) if other > 1 else 1)
+            name = f"{attention}-{loss}-{seed}"
+            copy_of(folder, path / name, seed, speed, attention=attention, cross_entropy=loss)
+            runs[name] = f"attention={attention} loss={loss} seed={seed}"
+    (path / "sweep.json").write_text(json.dumps({"runs": runs}))
+    return path
+
+
+def test_the_shares_of_the_choices_of_a_grid(capsys, grid):
+    """Each is worth the average of what it is worth first and what it is worth last."""
+    _, out, _ = report(capsys, grid, "--shapley", "--format", "json")
+    shares = json.loads(out)["shapley"]
+    names = ["attention=sdpa", "loss=liger", "all of them"]
+    ratios = [(2 * 8) ** 0.5, (3 * 12) ** 0.5, 24]
+    found = [*shares["factors"], shares["whole"]]
+    assert [each["name"] for each in found] == names
+    assert [each["total"]["ratio"] for each in found] == pytest.approx(ratios)
+    assert [each["learning"]["ratio"] for each in found] == pytest.approx([1, 1, 1])
+    _, out, _ = report(capsys, grid, "--shapley", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["choice"], row["seeds"]) for row in rows] == [(name, "2") for name in names]
+    for row, each in zip(rows, found, strict=True):
+        for part, (end, value) in product(("total", "learning", "throughput"), (("", "ratio"), ("_low", "low"))):
+            assert float(row[f"{part}{end}"]) == each[part][value]
+    assert float(rows[1]["total_low"]) < ratios[1] - 1 < ratios[1] + 1 < float(rows[1]["total_high"])
+    _, out, _ = report(capsys, grid, "--shapley", "--format", "md")
+    assert "| attention=sdpa | 2 | 4 (4 to 4) | 1 (1 to 1, not significant) | 4 (4 to 4) |" in out
+    assert "| loss=liger | 2 | 6 (" in out and "| all of them | 2 | 24 (" in out
+    page = (grid / "report.html").read_text()
+    assert page.count("Shapley&#x27;s shares: times as fast, on average over all orders of adding the choices") == 3
+    drawn = bars(grid / "report.html")
+    assert [bar["label"] for bar in drawn] == names
+    assert [bar["start"] for bar in drawn] == pytest.approx([1, 4, 1])
+
+
+def test_a_grid_that_lacks_a_recipe_is_one_line(capsys, grid):
+    folders = [path for path in sorted(grid.iterdir()) if path.is_dir() and "sdpa-liger" not in path.name]
+    status, out, err = report(capsys, *folders, "--shapley")
+    assert (status, out) == (1, "") and err == (
+        "error: the grid of combinations has no cost of attention=sdpa + cross_entropy=liger: "
+        "run it, or leave out a choice\n"
+    )
 
 
 def test_forms_for_papers_and_scripts(capsys, sweep, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,13 +11,13 @@ from yxanul.ledger.runs import Moment, Run, Times
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Run]:
-    """Makes a run with these evaluations: `make_run(moments, seed=1, name="run", held_out="text")`."""
+    """Makes a run with these evaluations: `make_run(moments, seed=1, name="run", held_out="text", **config)`."""
 
-    def make(moments: Sequence[Moment], seed: int = 1, name: str = "run", held_out: str = "text") -> Run:
+    def make(moments: Sequence[Moment], seed: int = 1, name: str = "run", held_out: str = "text", **config: Any) -> Run:
         return Run(
             name=name,
             folder=Path(name),
-            config={"seed": seed},
+            config={"data": {}, "hardware": {}, "seed": seed, **config},
             plan={},
             result=None,
             steps=[],

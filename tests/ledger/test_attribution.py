@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yxanul.errors import UserError
-from yxanul.ledger.attribution import SPENT, Estimate, factor, ladder, leave_one_out, overall, shapley, student_t
+from yxanul.ledger.attribution import (
+    SPENT,
+    Estimate,
+    against_first,
+    factor,
+    ladder,
+    leave_one_out,
+    shapley,
+    shares,
+    student_t,
+)
 from yxanul.ledger.quality import Reached
 
 costs = st.floats(1e-3, 1e6)
@@ -126,26 +136,41 @@ def test_a_speed_up_is_not_counted_in_text():
 @given(data=st.data(), count=st.integers(1, 3), length=st.integers(1, 5), axis=axes)
 def test_a_ladder_multiplies_to_the_whole(data, count, length, axis):
     rungs = [(str(number), data.draw(seeds(count))) for number in range(length)]
-    steps, whole = ladder(rungs, axis), overall(rungs, axis)
+    steps, whole = ladder(rungs, axis), factor("whole", rungs[0][1], rungs[-1][1], axis)
     assert [step.name for step in steps] == [name for name, _ in rungs[1:]]
     for part in ("total", "learning", "throughput"):
         product = math.prod(getattr(step, part).ratio for step in steps)
         assert product == pytest.approx(getattr(whole, part).ratio)
 
 
-def test_a_rung_that_never_arrives_is_left_out():
+def test_a_rung_that_never_arrives_has_no_worth_nor_has_the_next():
     rungs = [("base", {1: spent(8)}), ("lost", {1: None}), ("back", {1: spent(2)}), ("end", {1: spent(1)})]
-    assert [step.name for step in ladder(rungs)] == ["end"]
-    assert overall(rungs).total.ratio == pytest.approx(8)
-    assert ladder([]) == [] and overall([]) is None
+    assert [step and (step.name, step.total.ratio) for step in ladder(rungs)] == [None, None, ("end", pytest.approx(2))]
+    found = against_first(rungs)
+    assert [step and (step.name, step.total.ratio) for step in found] == [
+        None,
+        ("back", pytest.approx(4)),
+        ("end", pytest.approx(8)),
+    ]
 
 
 def test_leave_one_out_is_what_is_lost_without():
-    found = leave_one_out({1: spent(2, read=3)}, {"a": {1: spent(6, read=3)}, "b": {1: spent(2, 6)}, "c": {1: None}})
-    assert [(each.name, each.total.ratio, each.learning.ratio) for each in found] == [
+    full, lost = {1: spent(2, read=3)}, {1: None}
+    found = leave_one_out([("full", full), ("a", {1: spent(6, read=3)}), ("b", {1: spent(2, 6)}), ("c", lost)])
+    assert [each and (each.name, each.total.ratio, each.learning.ratio) for each in found] == [
         ("a", pytest.approx(3), pytest.approx(1)),
         ("b", pytest.approx(1), pytest.approx(2)),
+        None,
     ]
+
+
+@given(data=st.data(), count=st.integers(1, 3), axis=axes)
+def test_two_recipes_are_compared_alike_from_either_end(data, count, axis):
+    """The other recipe is the whole one, or the one that lacks a choice."""
+    one, other = ("one", data.draw(seeds(count))), ("other", data.draw(seeds(count)))
+    (forth,), (back,) = against_first([one, other], axis), leave_one_out([other, one], axis)
+    assert forth.total == back.total and forth.learning == back.learning
+    assert (forth.name, back.name) == ("other", "one")
 
 
 @settings(max_examples=50)
@@ -187,3 +212,61 @@ def test_shapley_names_what_is_missing(missing, named):
     costs = {chosen: cost for chosen, cost in full.items() if chosen != frozenset(missing)}
     with pytest.raises(UserError, match=named):
         shapley(costs)
+
+
+def grid_of_seeds(choices: str, count: int):
+    """Costs of all combinations of one-letter choices with the seeds below `count`."""
+    return grid(choices).flatmap(lambda costs: st.fixed_dictionaries(dict.fromkeys(costs, seeds(count))))
+
+
+@settings(max_examples=30)
+@given(costs=grid_of_seeds("abc", 3), axis=axes)
+def test_shares_average_over_all_orders_and_over_seeds(costs, axis):
+    logs = {(choice, kind): np.zeros(3) for choice in "abc" for kind in (axis, "bytes")}
+    for order in permutations("abc"):
+        for i, choice in enumerate(order):
+            before, after = costs[frozenset(order[:i])], costs[frozenset(order[: i + 1])]
+            for kind in (axis, "bytes"):
+                logs[choice, kind] += [np.log(getattr(before[s], kind) / getattr(after[s], kind)) / 6 for s in range(3)]
+    found = shares(costs, axis)
+    t = 0.95 * math.sqrt(2 / (1 - 0.95**2))  # of two degrees of freedom
+    for each in found.factors:
+        whole, learning = logs[each.name, axis], logs[each.name, "bytes"]
+        for estimate, expected in ((each.total, whole), (each.learning, learning), (each.throughput, whole - learning)):
+            margin = t * expected.std(ddof=1) / math.sqrt(3)
+            ends = [expected.mean(), expected.mean() - margin, expected.mean() + margin]
+            assert np.log([estimate.ratio, estimate.low, estimate.high]) == pytest.approx(ends, abs=1e-9)
+    assert [each.name for each in found.factors] == ["a", "b", "c"]
+
+
+@settings(max_examples=30)
+@given(costs=grid_of_seeds("abc", 2), axis=axes)
+def test_the_product_of_shares_is_the_whole(costs, axis):
+    found = shares(costs, axis)
+    direct = factor("it", costs[frozenset()], costs[frozenset("abc")], axis)
+    for part in ("total", "learning", "throughput"):
+        product = math.prod(getattr(each, part).ratio for each in found.factors)
+        assert product == pytest.approx(getattr(found.whole, part).ratio)
+        assert getattr(found.whole, part) == getattr(direct, part)
+
+
+def test_shares_are_of_the_seeds_with_which_all_arrive():
+    """With seed 1 one does not, and with seed 3 one has not run: what the others cost then counts for nothing."""
+    costs = {
+        frozenset(): {1: spent(1000), 2: spent(8), 3: spent(1000)},
+        frozenset("a"): {1: None, 2: spent(4), 3: spent(4)},
+        frozenset("b"): {1: spent(2), 2: spent(2)},
+        frozenset("ab"): {1: spent(1), 2: spent(1), 3: spent(1)},
+    }
+    found = shares(costs)
+    assert [each.total.ratio for each in (*found.factors, found.whole)] == pytest.approx([2, 4, 8])
+    assert {each.pairs for each in (*found.factors, found.whole)} == {1}
+    assert shares(costs | {frozenset("b"): {1: spent(1)}}) is None
+
+
+def test_shares_are_not_counted_in_text_and_of_a_full_grid_alone():
+    costs = {frozenset(): {1: spent(2)}, frozenset("a"): {1: spent(1)}, frozenset("ab"): {1: spent(1)}}
+    with pytest.raises(UserError, match="axis=bytes"):
+        shares(costs, "bytes")
+    with pytest.raises(UserError, match="no cost of b:"):
+        shares(costs)

@@ -109,7 +109,8 @@ def address(tmp_path_factory) -> str:
     runs = [run(LONG, 1.0), run(HOSTILE, 1.6), run("on its way", 0.7, finished=False)]
     sure, unsure = Estimate(2.0, 1.8, 2.2), Estimate(0.5, None, None)
     factors = [Factor(HOSTILE, sure, Estimate(4.0, 3.9, 4.1), unsure, 3), Factor(LONG, unsure, unsure, sure, 1)]
-    worth = Worth("Times as fast", factors, cumulative=True)
+    whole = Factor("all of them", Estimate(1.0, None, None), unsure, sure, 1)
+    worth = Worth("Times as fast", factors, cumulative=True, whole=whole)
     path.write_text(report_page(runs, [table], ["2026-11-23, NVIDIA H100"], "python -m yxanul.report runs", worth))
     return path.as_uri()
 
@@ -157,12 +158,15 @@ def test_every_plot_is_drawn(page):
 
 
 def test_what_choices_were_worth_falls_like_water(page):
-    """Each bar begins where the one before ends: twice as fast, then half as fast, and learning times throughput."""
+    """Each bar begins where the one before ends: twice as fast, then half as fast, and learning times throughput.
+
+    The whole is drawn below them, from 1.
+    """
     ends = "worth.data.map((bar) => bar.base.map((base, i) => base + bar.x[i]))"
-    assert evaluate(page, "worth.data.map((bar) => bar.base)") == [[1, 2], [4, 1]]
-    assert evaluate(page, ends) == [[4, 1], [2, 2]]
-    assert evaluate(page, "worth.data[1].error_x.array") == pytest.approx([0.2, 0])
-    assert len(page.find_elements(By.CSS_SELECTOR, "#worth .bars .point")) == 4
+    assert evaluate(page, "worth.data.map((bar) => bar.base)") == [[1, 2, 1], [4, 1, 0.5]]
+    assert evaluate(page, ends) == [[4, 1, 0.5], [2, 2, 1]]
+    assert evaluate(page, "worth.data[1].error_x.array") == pytest.approx([0.2, 0, 0])
+    assert len(page.find_elements(By.CSS_SELECTOR, "#worth .bars .point")) == 6
     assert HOSTILE in page.find_element(By.CSS_SELECTOR, "#worth .annotation").get_attribute("textContent")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
+from yxanul.ledger.attribution import Estimate, Factor
 from yxanul.ledger.runs import Moment, Run, Times
-from yxanul.reporting.report_page import MAX_POINTS, PageTable, report_page
+from yxanul.reporting.report_page import MAX_POINTS, PageTable, Worth, report_page
 
 HOSTILE = "<script>alert(1)</script>"
 LENGTHS = [8, 64, 64]  # lengths recur
@@ -87,9 +88,13 @@ def page(*runs: Run) -> str:
     return own
 
 
-def drawn(own: str) -> list[dict]:
+def data(own: str) -> dict:
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', own, re.DOTALL)
-    return json.loads(found)["runs"]
+    return json.loads(found)
+
+
+def drawn(own: str) -> list[dict]:
+    return data(own)["runs"]
 
 
 def section(own: str, title: str) -> str:
@@ -185,6 +190,25 @@ def test_runs_that_cannot_be_compared_are_told():
     told = "Not all runs were judged on the same text and context."
     assert told in page(run("a"), run("b", held_out="other text"))
     assert told not in page(run("a"), run("b"), run("c", held_out="", moments=[]))
+
+
+@pytest.mark.parametrize(("cumulative", "starts"), [(True, [1, 2, 1]), (False, [1, 1, 1])])
+def test_bars_of_worth_begin_where_the_one_before_ends_or_at_one_and_the_whole_at_one(cumulative, starts):
+    twice, thrice, whole = (
+        Factor(name, Estimate(ratio, low, high), Estimate(1.0, None, None), Estimate(ratio, low, high), 3)
+        for name, ratio, low, high in (("a", 2.0, 1.5, 2.5), ("<b>", 3.0, None, None), ("all", 6.0, 5.0, 7.0))
+    )
+    worth = Worth("Times as <fast>", [twice, thrice], cumulative, whole)
+    own = report_page([run("a")], [], [], "python", worth)
+    bars = data(own)["worth"]
+    assert [bar["start"] for bar in bars] == starts
+    assert [bar["label"] for bar in bars] == ["a", "&lt;b&gt;", "all"]
+    assert [bar["total"]["ratio"] for bar in bars] == [2, 3, 6]
+    assert [bar["sure"] for bar in bars] == [" (1.5 to 2.5)", "", " (5 to 7)"]
+    assert "<h2>Times as &lt;fast&gt;</h2>" in own
+    without = replace(worth, whole=None)
+    assert len(data(report_page([run("a")], [], [], "python", without))["worth"]) == 2
+    assert data(page(run("a")))["worth"] is None
 
 
 def test_samples_and_environment_of_finished_runs():

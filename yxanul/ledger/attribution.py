@@ -12,6 +12,9 @@ from yxanul.ledger.quality import Reached
 Seeds = Mapping[int, Reached | None]
 """What a recipe cost to the target under each seed; None where it never arrived."""
 
+Recipe = tuple[str, Seeds]
+"""What a recipe is called, and its costs."""
+
 SPENT = ("training_seconds", "total_seconds", "device_hours", "flops")
 """What a speed-up may be counted in."""
 
@@ -59,6 +62,19 @@ class Factor:
     pairs: int
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What each choice of a full grid was worth, on average over all orders of adding them.
+
+    Attributes:
+        factors: of the choices; their product is the whole.
+        whole: the recipe with all choices against that with none.
+    """
+
+    factors: list[Factor]
+    whole: Factor
+
+
 def factor(name: str, before: Seeds, after: Seeds, axis: str = "training_seconds") -> Factor | None:
     """How many times as fast `after` reaches the target as `before`, over the seeds with which both do; None if none.
 
@@ -68,38 +84,34 @@ def factor(name: str, before: Seeds, after: Seeds, axis: str = "training_seconds
     Raises:
         UserError: another axis, or a run that was at the target at no cost.
     """
-    if axis not in SPENT:
-        raise UserError(f"axis={axis}: a speed-up cannot be counted in this; choose one of {', '.join(SPENT)}")
+    _refuse_others(axis)
     pairs = [(one, other) for seed, one in before.items() if one and (other := after.get(seed))]
     if not pairs:
         return None
     total = [_log(getattr(one, axis)) - _log(getattr(other, axis)) for one, other in pairs]
     learning = [_log(one.bytes) - _log(other.bytes) for one, other in pairs]
-    throughput = [whole - part for whole, part in zip(total, learning, strict=True)]
-    return Factor(name, _estimate(total), _estimate(learning), _estimate(throughput), len(pairs))
+    return _factor(name, total, learning)
 
 
-def ladder(rungs: Sequence[tuple[str, Seeds]], axis: str = "training_seconds") -> list[Factor]:
-    """Each rung against the one before it; the first is the baseline. Their product is `overall`, if the seeds agree.
+def against_first(recipes: Sequence[Recipe], axis: str = "training_seconds") -> list[Factor | None]:
+    """Each recipe after the first against the first; None if they share no seed. `axis` and errors: as of `factor`."""
+    return [factor(name, recipes[0][1], after, axis) for name, after in recipes[1:]]
 
-    A rung that shares no seed with the one before it is left out. `axis` and errors: as of `factor`.
+
+def ladder(rungs: Sequence[Recipe], axis: str = "training_seconds") -> list[Factor | None]:
+    """Each rung after the first against the one before it; None if they share no seed.
+
+    If all agree in their seeds, the product is the last against the first. `axis` and errors: as of `factor`.
     """
-    steps = [factor(name, before, after, axis) for (_, before), (name, after) in pairwise(rungs)]
-    return [step for step in steps if step]
+    return [factor(name, before, after, axis) for (_, before), (name, after) in pairwise(rungs)]
 
 
-def overall(rungs: Sequence[tuple[str, Seeds]], axis: str = "training_seconds") -> Factor | None:
-    """The last rung of a ladder against the first; None if they share no seed. `axis` and errors: as of `factor`."""
-    return factor("overall", rungs[0][1], rungs[-1][1], axis) if rungs else None
+def leave_one_out(recipes: Sequence[Recipe], axis: str = "training_seconds") -> list[Factor | None]:
+    """What each choice is worth from the other end: the first recipe, which has all, against each that lacks one.
 
-
-def leave_one_out(full: Seeds, without: Mapping[str, Seeds], axis: str = "training_seconds") -> list[Factor]:
-    """What each choice is worth from the other end: the full recipe against the one without it.
-
-    A choice is left out if its runs share no seed with the full recipe's. `axis` and errors: as of `factor`.
+    None if they share no seed. `axis` and errors: as of `factor`.
     """
-    steps = [factor(name, before, full, axis) for name, before in without.items()]
-    return [step for step in steps if step]
+    return [factor(name, without, recipes[0][1], axis) for name, without in recipes[1:]]
 
 
 def shapley(costs: Mapping[frozenset[str], float]) -> dict[str, float]:
@@ -129,6 +141,29 @@ def shapley(costs: Mapping[frozenset[str], float]) -> dict[str, float]:
     }
 
 
+def shares(grid: Mapping[frozenset[str], Seeds], axis: str = "training_seconds") -> Shares | None:
+    """`shapley` seed by seed, over the seeds with which all recipes reach the target; None if there is none.
+
+    `axis` and errors: as of `factor` and of `shapley`.
+    """
+    _refuse_others(axis)
+    first, *others = grid.values()
+    seeds = [seed for seed in first if first[seed] and all(other.get(seed) for other in others)]
+    if not seeds:
+        return None
+    total, learning = (
+        [shapley({chosen: getattr(costs[seed], kind) for chosen, costs in grid.items()}) for seed in seeds]
+        for kind in (axis, "bytes")
+    )
+    factors = [
+        _factor(choice, [_log(each[choice]) for each in total], [_log(each[choice]) for each in learning])
+        for choice in total[0]
+    ]
+    bare = {seed: grid[frozenset()][seed] for seed in seeds}
+    whole = factor("all of them", bare, grid[frozenset(total[0])], axis)
+    return Shares(factors, whole)
+
+
 def student_t(freedom: int) -> float:
     """The t within which, to both sides, 95% of Student's distribution with `freedom` >= 1 degrees of freedom lies.
 
@@ -150,6 +185,17 @@ def _within(angle: float, freedom: int) -> float:
         term *= (2 * k - 1 + odd) / (2 * k + odd) * math.cos(angle) ** 2
     series *= math.sin(angle)
     return 2 / math.pi * (angle + series) if odd else series
+
+
+def _refuse_others(axis: str) -> None:
+    if axis not in SPENT:
+        raise UserError(f"axis={axis}: a speed-up cannot be counted in this; choose one of {', '.join(SPENT)}")
+
+
+def _factor(name: str, total: list[float], learning: list[float]) -> Factor:
+    """From the logarithms of each pair."""
+    throughput = [whole - part for whole, part in zip(total, learning, strict=True)]
+    return Factor(name, _estimate(total), _estimate(learning), _estimate(throughput), len(total))
 
 
 def _estimate(logs: list[float]) -> Estimate:

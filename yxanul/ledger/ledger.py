@@ -5,9 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from yxanul.composition import identity
-from yxanul.ledger.attribution import Factor, factor
+from yxanul.errors import UserError
+from yxanul.ledger.attribution import Factor, Shares, against_first, ladder, leave_one_out, shares
+from yxanul.ledger.grid import find_choices
 from yxanul.ledger.quality import Reached, comparable, default_target, reach
 from yxanul.ledger.runs import Run
 
@@ -16,10 +19,11 @@ SEED = re.compile(r"\s*\bseed=\d+\b|-seed\d+-[0-9a-f]{8}$")
 
 
 class Against(Enum):
-    """What each choice is compared with."""
+    """What each choice is compared with; if without it, the first recipe has all of them, and each other lacks one."""
 
     first = "first"
     previous = "previous"
+    without = "without"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Ledger:
         axis: what a cost is counted in.
         groups: in the order of their first runs; the first is the baseline.
         against: what `factors` compare with.
-        factors: of each group after the first by its place in `groups`; groups that never arrive have none.
+        factors: of each group; the first has none, nor have groups that never arrive.
+        shares: of the choices that the groups are a full grid of, if asked for.
         warning: why the runs are not to be compared; None if they are.
     """
 
@@ -52,30 +57,49 @@ class Ledger:
     axis: str
     groups: list[Group]
     against: Against
-    factors: dict[int, Factor]
+    factors: list[Factor | None]
+    shares: Shares | None
     warning: str | None
 
 
-def make_ledger(runs: Sequence[Run], target: float | None, axis: str, against: Against) -> Ledger:
-    """The ledger of runs at `target` bits per byte, or at what all of them reach.
+COMPARISONS = {Against.first: against_first, Against.previous: ladder, Against.without: leave_one_out}
+
+
+def make_ledger(runs: Sequence[Run], target: float | None, axis: str, against: Against, shapley: bool) -> Ledger:
+    """The ledger of runs at `target` bits per byte, or at what all of them reach; with Shapley's shares, or without.
 
     Raises:
-        UserError: no run has an evaluation.
+        UserError: no run has an evaluation; for shares, the runs are no full grid of choices with two values each, or
+            with no seed all of them reach the target.
     """
     target = default_target(runs) if target is None else target
     groups = [Group(name, members, [reach(run, target) for run in members]) for name, members in _groups(runs)]
-    factors = {}
-    for index in range(1, len(groups)):
-        base = groups[0 if against is Against.first else index - 1]
-        found = factor(groups[index].name, base.by_seed, groups[index].by_seed, axis)
-        if found:
-            factors[index] = found
-    return Ledger(target, axis, groups, against, factors, comparable(runs))
+    factors = COMPARISONS[against]([(group.name, group.by_seed) for group in groups], axis)
+    found = _shares(groups, target, axis) if shapley else None
+    return Ledger(target, axis, groups, against, [None, *factors], found, comparable(runs))
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     members: dict[str, list[Run]] = {}
     for run in runs:
-        choices = identity(run.config) | {"seed": None}
-        members.setdefault(json.dumps(choices, sort_keys=True), []).append(run)
+        members.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
     return [(SEED.sub("", group[0].name) or group[0].name, group) for group in members.values()]
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    """What runs of one group have in common."""
+    return identity(run.config) | {"seed": None}
+
+
+def _shares(groups: Sequence[Group], target: float, axis: str) -> Shares:
+    chosen = find_choices([group.name for group in groups], [_recipe(group.runs[0]) for group in groups])
+    found = shares({choices: group.by_seed for choices, group in zip(chosen, groups, strict=True)}, axis)
+    if found is None:
+        seeds = sorted({seed for group in groups for seed in group.by_seed})
+        lacking = {seed: [group.name for group in groups if not group.by_seed.get(seed)] for seed in seeds}
+        seed = min(seeds, key=lambda each: len(lacking[each]))
+        raise UserError(
+            f"with no seed all recipes reach {target:.4f} bits per byte; with seed {seed} these do not: "
+            f"{', '.join(lacking[seed])}; train them longer, or choose a higher target"
+        )
+    return found

@@ -1,19 +1,38 @@
 """A ledger for people and for papers: as tables of text, which the terminal, Markdown, CSV and the page all show."""
 
-from yxanul.ledger.attribution import Estimate
+from yxanul.ledger.attribution import Estimate, Factor, Shares
 from yxanul.ledger.ledger import Against, Group, Ledger
 from yxanul.ledger.quality import AXES, Reached
 from yxanul.ledger.runs import Run
 from yxanul.reporting.plan_table import duration, quantity
-from yxanul.reporting.report_page import PageTable
+from yxanul.reporting.report_page import PageTable, Worth
 
 NEVER = "never"
+PARTS = ["= by learning", "x by throughput"]
+TIMES = {
+    Against.first: "times as fast as the first",
+    Against.previous: "times as fast as the one before",
+    Against.without: "what it leaves out: times as fast as without it",
+}
+AVERAGE = "Shapley's shares: times as fast, on average over all orders of adding the choices"
 
 
 def ledger_tables(ledger: Ledger) -> list[PageTable]:
     """What each run cost to the target, where its time went, and of several choices what each was worth."""
     tables = [_costs(ledger), _times(ledger)]
-    return [*tables, _choices(ledger)] if len(ledger.groups) > 1 else tables
+    tables += [_choices(ledger)] if len(ledger.groups) > 1 else []
+    return [*tables, _shares(ledger.shares, ledger.axis)] if ledger.shares else tables
+
+
+def ledger_worth(ledger: Ledger) -> Worth | None:
+    """What of a ledger is drawn as bars: Shapley's shares, or else the choices as they were compared, if any was."""
+    if ledger.shares:
+        factors, whole, cumulative, times = ledger.shares.factors, ledger.shares.whole, True, AVERAGE
+    else:
+        factors, whole = [factor for factor in ledger.factors if factor], None
+        cumulative, times = ledger.against is Against.previous, TIMES[ledger.against]
+    title = f"{times[0].upper()}{times[1:]}, in {AXES[ledger.axis]}"
+    return Worth(title, factors, cumulative, whole) if factors else None
 
 
 def _costs(ledger: Ledger) -> PageTable:
@@ -53,10 +72,17 @@ def _times(ledger: Ledger) -> PageTable:
 
 
 def _choices(ledger: Ledger) -> PageTable:
-    than = "the first" if ledger.against is Against.first else "the one before"
-    header = ["choice", "seeds", f"times as fast as {than}", "= by learning", "x by throughput"]
-    rows = [[group.name, _seeds(group), *_factor(ledger, index)] for index, group in enumerate(ledger.groups)]
+    first, *others = zip(ledger.groups, ledger.factors, strict=True)
+    whole = " (the whole recipe)" if ledger.against is Against.without else ""
+    rows = [[f"{first[0].name}{whole}", _seeds(first[0]), "1", "1", "1"]]
+    rows += [[group.name, _seeds(group), *_factor(factor)] for group, factor in others]
+    header = ["choice", "seeds", TIMES[ledger.against], *PARTS]
     return PageTable(f"What each choice was worth, in {AXES[ledger.axis]}", header, rows)
+
+
+def _shares(shares: Shares, axis: str) -> PageTable:
+    rows = [[each.name, str(each.pairs), *_factor(each)] for each in (*shares.factors, shares.whole)]
+    return PageTable(f"{AVERAGE}, in {AXES[axis]}", ["choice", "seeds", "times as fast", *PARTS], rows)
 
 
 def _seeds(group: Group) -> str:
@@ -64,13 +90,10 @@ def _seeds(group: Group) -> str:
     return str(len(group.runs)) if arrived == len(group.runs) else f"{arrived} of {len(group.runs)} arrive"
 
 
-def _factor(ledger: Ledger, index: int) -> list[str]:
-    if index == 0:
-        return ["1", "1", "1"]
-    if index not in ledger.factors:
+def _factor(factor: Factor | None) -> list[str]:
+    if factor is None:
         return [NEVER] * 3
-    found = ledger.factors[index]
-    return [_estimate(found.total), _estimate(found.learning), _estimate(found.throughput)]
+    return [_estimate(factor.total), _estimate(factor.learning), _estimate(factor.throughput)]
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -184,13 +184,11 @@ function drawTimes() {
   drawBars("times", runs.map((run) => run.label), bars, { title: "seconds" }, { barmode: "stack" });
 }
 
-// What each choice was worth, as bars of learning and throughput end to end: from 1, or from where the one before ends.
+// What each choice was worth, as bars of learning and throughput end to end.
 function drawWorth() {
   if (!control("worth")) return;
-  const { factors, cumulative } = data.worth;
-  const starts = [1];
-  for (const { total } of factors) starts.push(cumulative ? starts.at(-1) * total.ratio : 1);
-  const reached = (part, bound = "ratio") => factors.map((factor, place) => starts[place] * factor[part][bound]);
+  const factors = data.worth;
+  const reached = (part, bound = "ratio") => factors.map((factor) => factor.start * factor[part][bound]);
   const ends = reached("total");
   const beyond = (bound, sign) =>
     reached("total", bound).map((end, place) => (factors[place].total[bound] === null ? 0 : sign * (end - ends[place])));
@@ -209,7 +207,7 @@ function drawWorth() {
     array: beyond("high", 1), arrayminus: beyond("low", -1),
   };
   const bars = [
-    bar("by learning", "learning", starts.slice(0, -1), color(0)),
+    bar("by learning", "learning", factors.map(({ start }) => start), color(0)),
     bar("by throughput", "throughput", reached("learning"), color(1), { error_x }),
   ];
   const labels = factors.map(({ label, total }) => `${label}: ${total.ratio.toPrecision(3)}`);

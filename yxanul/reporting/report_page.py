@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from importlib import resources
-from itertools import groupby
+from itertools import accumulate, groupby
+from operator import mul
 from statistics import median
 from typing import Any
 
 from yxanul.ledger.attribution import Factor
+from yxanul.ledger.differences import differences
 from yxanul.ledger.quality import AXES
 from yxanul.ledger.runs import Moment, Run, Times
 
@@ -42,11 +44,17 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Worth:
-    """What choices were worth, to be drawn; each begins where the one before ends, if `cumulative`, else at 1."""
+    """What choices were worth, to be drawn.
+
+    Attributes:
+        cumulative: each begins where the one before ends; else at 1.
+        whole: drawn last, from 1.
+    """
 
     title: str
     factors: Sequence[Factor]
     cumulative: bool
+    whole: Factor | None = None
 
 
 def report_page(
@@ -121,16 +129,18 @@ def _label(name: str) -> str:
     return "<br>".join(map(escape, textwrap.wrap(name, LABEL_WIDTH)))
 
 
-def _worth(worth: Worth) -> dict[str, Any]:
-    factors = [
+def _worth(worth: Worth) -> list[dict[str, Any]]:
+    starts = accumulate((factor.total.ratio if worth.cumulative else 1 for factor in worth.factors), mul, initial=1)
+    bars = [*zip(worth.factors, starts, strict=False), *([(worth.whole, 1)] if worth.whole else [])]
+    return [
         {
             "label": _label(factor.name),
+            "start": start,
             "sure": "" if factor.total.low is None else f" ({factor.total.low:.3g} to {factor.total.high:.3g})",
             **{part: asdict(getattr(factor, part)) for part in ("total", "learning", "throughput")},
         }
-        for factor in worth.factors
+        for factor, start in bars
     ]
-    return {"factors": factors, "cumulative": worth.cumulative}
 
 
 def _spread(count: int) -> list[int]:
@@ -254,23 +264,11 @@ def _speed(runs: Sequence[Run]) -> str:
 
 def _differences(runs: Sequence[Run]) -> str:
     """The keys whose values are not the same in all runs."""
-    configs = [dict(_flat(run.config)) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)  # in their order
-    rows = [[key, *(config.get(key, ABSENT) for config in configs)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
+    differing = differences([run.config for run in runs])
+    rows = [[key, *(ABSENT if value is None else value for value in values)] for key, values in differing.items()]
     if not rows:
         return _section("What differs", "<p>Nothing: the configurations are the same.</p>\n")
     return _table(PageTable("What differs", ["key", *(run.name for run in runs)], rows), figures=False)
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys of a configuration and their values as text; places in lists count as keys."""
-    if isinstance(value, Mapping | list) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, inner in items:
-            yield from _flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _samples(finished: Sequence[Run]) -> str:

@@ -39,8 +39,12 @@ class Prior:
         return Prior(self.bias, [Listed(x.begins[rows], x.sizes[rows], x.tokens, x.values) for x in self.lists])
 
     def add_to(self, logits: Tensor) -> None:
-        """Add it, in place, to float32 logits (tokens, at least vocabulary), which are contiguous."""
+        """Add it, in place, to float32 logits (tokens, padded vocabulary), which are contiguous.
+
+        It leaves no probability to padding, which without weights of its own would begin with more than all tokens.
+        """
         logits[:, : len(self.bias)] += self.bias
+        logits[:, len(self.bias) :] = -torch.inf
         flat, width = logits.view(-1), logits.size(1)
         for listed in self.lists:
             rows = torch.repeat_interleave(listed.sizes)

@@ -70,6 +70,7 @@ def run(name: str, speed: float, finished: bool = True) -> Run:
     result = {
         "device": "NVIDIA H100 80GB HBM3",
         "versions": {"yxanul": "0.1.0", "torch": "2.13.0+cu128", "numpy": "2.4.6", "python": "3.11.7"},
+        "by_position": [{"name": f"{2**k}", "tokens": 1, "bytes": 4, "bits_per_byte": 3 - 0.2 * k} for k in range(9)],
         "samples": [{"prompt": '"""Selector event loops', "text": " for Windows.\n\nimport sys\n"}],
     }
     return Run(
@@ -275,3 +276,9 @@ def test_the_colours_follow_the_scheme(page):
         wait(page, lambda: evaluate(page, PAPER) == evaluate(page, "getComputedStyle(document.body).backgroundColor"))
         colours.append(evaluate(page, PAPER))
     assert colours[0] == "rgb(255, 255, 255)" != colours[1]
+
+
+def test_the_use_of_the_context_is_drawn_for_finished_runs(page):
+    drawn = page.execute_script("return document.getElementById('positions').data.map((trace) => [trace.x, trace.y])")
+    expected = [[2**k for k in range(9)], pytest.approx([3 - 0.2 * k for k in range(9)])]
+    assert drawn == [expected, expected, [[], []]]

@@ -19,7 +19,12 @@ from yxanul.training.evaluation import evaluate, held_out
 
 CPU = torch.device("cpu")
 END = 256
-BYTES = SimpleNamespace(end_of_text=END, fingerprint="", encode=lambda texts: [list(text.encode()) for text in texts])
+BYTES = SimpleNamespace(
+    end_of_text=END,
+    fingerprint="",
+    byte_lengths=np.ones(END + 1, np.uint16),
+    encode=lambda texts: [list(text.encode()) for text in texts],
+)
 """A tokenizer whose tokens are bytes."""
 
 
@@ -28,6 +33,7 @@ class Numbered:
 
     end_of_text = -1
     fingerprint = ""
+    byte_lengths = np.ones(10_000, np.uint16)
 
     def encode(self, texts):
         count = itertools.count()
@@ -139,7 +145,10 @@ def test_bits_per_byte_are_those_of_single_windows(model_config, build_model, po
 def test_a_model_that_knows_nothing_needs_the_bits_of_a_uniform_guess(model_config, build_model):
     """log2 of the padded vocabulary for each token, here one of two bytes."""
     pairs = SimpleNamespace(
-        end_of_text=0, fingerprint="", encode=lambda texts: [[1] * (len(text) // 2) for text in texts]
+        end_of_text=0,
+        fingerprint="",
+        byte_lengths=np.array([0, 2], np.uint16),
+        encode=lambda texts: [[1] * (len(text) // 2) for text in texts],
     )
     model = build_model(model_config(max_seq_len=16), vocab_size=512, init_std=0.0)
     score = evaluate(model, held_out(["x" * 400, "y" * 30], pairs, 16), CPU, sdpa)
@@ -185,3 +194,19 @@ def test_texts_with_nothing_to_predict_make_no_row():
     assert (row.tokens.tolist(), row.targets.tolist(), row.scored.tolist()) == ([END], [ord("x")], [True])
     assert row.tokens.dtype == row.targets.dtype == row.positions.dtype == np.int64
     assert prepared.tokens == 1
+
+
+@pytest.mark.parametrize("context", [7, 64])
+def test_parts_add_up_to_the_whole(model_config, build_model, context):
+    """By position: bytes, tokens and bits of the parts are those of all; a token's position is what was before it."""
+    model = build_model(model_config(max_seq_len=64), vocab_size=END + 1)
+    texts = ["some text", "x", "y" * 90]
+    prepared = held_out(texts, BYTES, context)
+    score = evaluate(model, prepared, CPU, sdpa)
+    assert sum(part.bytes for part in score.by_position) == sum(part.tokens for part in score.by_position) == 100
+    bits = sum(part.bytes * part.bits_per_byte for part in score.by_position)
+    assert bits == pytest.approx(100 * score.bits_per_byte)
+    first = score.by_position[0]  # the first byte of each document, and where a window begins anew, none
+    assert (first.name, first.tokens) == ("1", 3)
+    assert max(int(part.name) for part in score.by_position) <= context
+    assert prepared.documents.tolist() == [0] * 9 + [1] + [2] * 90

@@ -151,6 +151,24 @@ function drawByLength(id, field, title, format) {
   draw(id, traces, layout(x, y));
 }
 
+function drawPositions() {
+  if (!control("positions")) return;
+  const traces = shown().map((index) => ({
+    name: data.runs[index].label,
+    x: data.runs[index].positions.map((part) => Number(part.name)),
+    y: data.runs[index].positions.map((part) => part.bits_per_byte),
+    customdata: data.runs[index].positions.map((part) => part.bytes),
+    hovertemplate:
+      "<b>%{fullData.name}</b><br>from %{x} tokens on<br>%{y:.4f} bits per byte of %{customdata:,} bytes<extra></extra>",
+    mode: "lines+markers",
+    line: { color: color(index), dash: dash(index) },
+    marker: { color: color(index), symbol: SYMBOLS[index % SYMBOLS.length], size: 7 },
+    type: "scatter",
+  }));
+  const x = { title: "tokens before, at least", type: "log", dtick: Math.log10(4) };
+  draw("positions", traces, layout(x, { title: "bits per byte" }));
+}
+
 // Horizontal bars, each below its label; `bars` makes the traces from the properties that all of them have.
 function drawBars(id, labels, bars, x, more) {
   const row = BAR + LINE * (1 + Math.max(0, ...labels.map((label) => label.split("<br>").length)));
@@ -223,6 +241,7 @@ function drawAll() {
   drawCurves();
   drawByLength("speed", "bytes_per_second", "bytes per second", ".3s");
   drawByLength("utilization", "mfu", "MFU, share of the peak", ".1%");
+  drawPositions();
   drawTimes();
 }
 

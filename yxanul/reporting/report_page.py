@@ -77,6 +77,7 @@ def report_page(
         *drawn,
         _curves(runs),
         _speed(runs),
+        *_positions(runs),
         _section("Where the time went", _plot("times")),
     ]
     finished = [run for run in runs if run.result]
@@ -121,8 +122,14 @@ def _data(run: Run) -> dict[str, Any]:
             "seq_len": [run.steps[index]["seq_len"] for index in kept],
         },
         "stages": list(_stages(run)),
+        "positions": _by_position(run),
         "times": {part: _number(getattr(run.times, part)) for part in PARTS},
     }
+
+
+def _by_position(run: Run) -> list[dict[str, Any]]:
+    """How well tokens are predicted by how many there were before; nothing of a run that is not finished."""
+    return run.result.get("by_position", []) if run.result else []
 
 
 def _label(name: str) -> str:
@@ -260,6 +267,16 @@ def _speed(runs: Sequence[Run]) -> str:
         _plot("speed", "Throughput by sequence length"),
         _plot("utilization", "Utilization by sequence length") if known else "<p>Utilization is not known.</p>\n",
     )
+
+
+def _positions(runs: Sequence[Run]) -> Iterator[str]:
+    if any(map(_by_position, runs)):
+        yield _section(
+            "Use of the context",
+            "<p>Held-out tokens by how many tokens there were before them: where the line falls no more, the model "
+            "makes nothing of a longer context.</p>\n",
+            _plot("positions"),
+        )
 
 
 def _differences(runs: Sequence[Run]) -> str:

@@ -13,14 +13,23 @@ import hashlib
 import lzma
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yxanul.model.attention import Attention
-from yxanul.model.transformer import Packed, Transformer
+from yxanul.model.transformer import Packed
 from yxanul.tokenizer.load import Tokenizer
+
+
+class TokenLosses(Protocol):
+    """What is evaluated: a `Transformer`, or another that predicts a packed row."""
+
+    def token_losses(self, packed: Packed, targets: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,12 @@ class Row:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out text made ready: its rows, its size and what the classic compressors make of it (bits per byte)."""
+    """Held-out text made ready: its rows, its size and what the classic compressors make of it (bits per byte).
+
+    Attributes:
+        documents: (tokens,) int64, which document each scored token is of, in the order of the rows.
+        sizes: (tokens,) int64, its bytes.
+    """
 
     rows: list[Row]
     context: int
@@ -45,6 +59,23 @@ class HeldOut:
     name: str  # a hash of the text, and its context: what else has this name is judged on the same
     gzip_bits_per_byte: float
     xz_bits_per_byte: float
+    documents: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(tokens,) int64, how many tokens each scored token is predicted from."""
+        return 1 + np.concatenate([row.positions[row.scored] for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a share of the text, how much it is and how well it is predicted."""
+
+    name: str
+    tokens: int
+    bytes: int
+    bits_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +84,15 @@ class Score:
 
     bits_per_byte: float
     perplexity: float
+    by_position: list[Part] = field(default_factory=list)  # by the number of tokens before, in powers of two
 
 
 def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int, context_bytes: int | None = None) -> HeldOut:
     """Cut `texts` into windows of up to `context` tokens, and `context_bytes` if given, and pack them into rows."""
     content = "".join(texts).encode()
     windows = []
-    for ids in tokenizer.encode(texts):
+    encoded = tokenizer.encode(texts)
+    for ids in encoded:
         whole = [tokenizer.end_of_text, *ids]
         ends = None if context_bytes is None else np.cumsum(tokenizer.byte_lengths[whole].astype(np.int64))
         windows += _windows(whole, context, ends, context_bytes)
@@ -72,12 +105,41 @@ def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int, context_b
         name=f"text {hashlib.sha256(content).hexdigest()[:8]}, context {seen}",
         gzip_bits_per_byte=8 * len(gzip.compress(content, 9)) / len(content),
         xz_bits_per_byte=8 * len(lzma.compress(content, preset=9)) / len(content),
+        documents=np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded]),
+        sizes=tokenizer.byte_lengths[np.fromiter(chain.from_iterable(encoded), np.int64)].astype(np.int64),
     )
 
 
-def evaluate(model: Transformer, text: HeldOut, device: torch.device, attention: Attention) -> Score:
+def evaluate(model: TokenLosses, text: HeldOut, device: torch.device, attention: Attention) -> Score:
     """The model's score on the prepared text; deterministic, and without effect on training."""
-    nats = 0.0
+    nats = token_nats(model, text, device, attention)
+    perplexity = math.exp(min(nats.sum() / text.tokens, 700))
+    return Score(nats.sum() / math.log(2) / text.bytes, perplexity, by_position(text, nats))
+
+
+def by_position(text: HeldOut, nats: np.ndarray) -> list[Part]:
+    """The score by how many tokens were there to predict from: 1, 2 and 3, 4 to 7, and so on; named by the least."""
+    exponents = np.frexp(text.positions)[1] - 1  # exact, unlike a logarithm
+    return parts(text, nats, exponents, [f"{2**exponent}" for exponent in range(exponents.max() + 1)])
+
+
+def parts(text: HeldOut, nats: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> list[Part]:
+    """The score of each group of tokens that holds a byte.
+
+    Args:
+        nats: of `token_nats`.
+        groups: (tokens,) int64, the place of each token's group in `names`.
+    """
+    tokens, sizes, losses = (
+        np.bincount(groups, weights, len(names)) for weights in (None, text.sizes.astype(float), nats)
+    )
+    found = zip(names, tokens.tolist(), sizes.tolist(), losses.tolist(), strict=True)
+    return [Part(name, count, int(size), loss / math.log(2) / size) for name, count, size, loss in found if size]
+
+
+def token_nats(model: TokenLosses, text: HeldOut, device: torch.device, attention: Attention) -> np.ndarray:
+    """The negative log-likelihood of each scored token, (tokens,) float64, in nats and in the order of the rows."""
+    found = []
     for row in text.rows:
         packed = Packed(
             torch.from_numpy(row.tokens),
@@ -85,9 +147,8 @@ def evaluate(model: Transformer, text: HeldOut, device: torch.device, attention:
             attention(row.starts, len(row.tokens), text.context),
         ).map(lambda tensor: tensor.to(device))
         losses = model.token_losses(packed, torch.from_numpy(row.targets).to(device))
-        nats += losses.double()[torch.from_numpy(row.scored).to(device)].sum().item()
-    perplexity = math.exp(min(nats / text.tokens, 700))
-    return Score(nats / math.log(2) / text.bytes, perplexity)
+        found.append(losses.double().cpu().numpy()[row.scored])
+    return np.concatenate(found)
 
 
 def _windows(

@@ -59,6 +59,7 @@ def write_result(
         "gzip_bits_per_byte": text.held_out.gzip_bits_per_byte,
         "xz_bits_per_byte": text.held_out.xz_bits_per_byte,
         "perplexity": score.perplexity,
+        "by_position": [asdict(part) for part in score.by_position],
         "eval_bytes": text.held_out.bytes,
         "held_out": text.held_out.name,
         "corpus": text.corpus.record(),

@@ -100,7 +100,7 @@ def test_every_import_is_a_requirement(setup_cfg):
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
                 continue
             always = node in tree.body and path.stem not in ABOUT_A_GPU_PACKAGE
-            declared = requirements(setup_cfg, *(() if always else ("gpu", "optuna"))).keys()
+            declared = requirements(setup_cfg, *(() if always else ("gpu", "optuna", "export"))).keys()
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"yxanul"}:
                 owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}

@@ -14,6 +14,7 @@ from typing import Any, List, Optional, Union, get_args, get_origin, get_type_hi
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from yxanul.config import BenchmarkConfig, CompareConfig, Config, InspectConfig
 from yxanul.errors import ConfigError
@@ -46,6 +47,18 @@ def parse(config: DictConfig, schema: type[Config] = Config) -> Config:
     """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return _build(schema, plain, "")
+
+
+def recorded(plain: dict[str, Any]) -> Config:
+    """The configuration that `to_plain` was once made of.
+
+    Raises:
+        ConfigError: it has a key too many, too few or of a wrong type.
+    """
+    try:
+        return parse(OmegaConf.merge(OmegaConf.structured(_writable(Config)), plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError("configuration", "recorded", str(error).splitlines()[0]) from error
 
 
 def to_plain(value: Any) -> Any:

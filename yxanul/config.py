@@ -307,6 +307,7 @@ class Config:
     attention: AttentionKernel  # auto: at each sequence length the fastest when timed on the device
     cross_entropy: CrossEntropyKernel  # of head and loss; auto likewise
     seed: int
+    init_from: Optional[str]  # a run, or a Hugging Face folder, whose weights to begin with
     resume_from_checkpoint: Optional[str]  # a checkpoint folder of another run to start from
 
 

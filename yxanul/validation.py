@@ -30,6 +30,8 @@ from yxanul.errors import ConfigError
 def validate(config: Config) -> None:
     """Raise ConfigError for the first combination that cannot work."""
     _positive(config)
+    if config.init_from is not None and config.resume_from_checkpoint is not None:
+        raise ConfigError("init_from", config.init_from, "and resume_from_checkpoint exclude one another; choose one")
     _model(config.model)
     _tokenizer(config)
     _ngram(config)

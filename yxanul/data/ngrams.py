@@ -31,7 +31,7 @@ from torch import Tensor
 
 from yxanul.config import NGramConfig
 from yxanul.data.shards import Corpus
-from yxanul.errors import ConfigError
+from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path, locked
 from yxanul.spent import add_seconds
 
@@ -100,7 +100,7 @@ def load_ngrams(
         return None
     path = ngrams_path(corpus, config, cache)
     with locked(path.with_suffix(".lock")):
-        found = _load(path, end_of_text)
+        found = _kept(path, end_of_text)
         if found is None:
             began = time.perf_counter()
             found = count_ngrams(_row(corpus, counted), vocab_size, end_of_text, config.order)
@@ -245,15 +245,23 @@ def _tensors(ngrams: NGrams) -> dict[str, Tensor]:
     return tensors
 
 
-def _load(path: Path, end_of_text: int) -> NGrams | None:
+def _kept(path: Path, end_of_text: int) -> NGrams | None:
     """None if there are none, or they are damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_ngrams(path, end_of_text)
+    except UserError as error:
+        log.warning("%s: counted again", error)
+        return None
+
+
+def read_ngrams(path: Path, end_of_text: int) -> NGrams:
+    """The n-grams of a file that `load_ngrams` wrote; raises UserError if it is missing or damaged."""
     try:
         tensors = load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        log.warning("%s: damaged (%s) and counted again", path, error)
-        return None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: the counted n-grams are damaged ({error})") from error
     bias = tensors.pop("bias")
     names = [field.name for field in fields(Level)]
     levels = range(len(tensors) // len(names))

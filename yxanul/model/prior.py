@@ -4,6 +4,7 @@ The values of a context lie in a list of the tokens that were seen after it, so 
 an order and an addition for each of them, and the backward nothing: the prior has no weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,14 @@ class NGramPrior(nn.Module):
                 key = key | tokens.roll(index) << index * self.bits
             lists.append(self._find(index, key, known))
         return Prior(self.bias, lists)
+
+    def after(self, texts: Sequence[Sequence[int]]) -> Prior:
+        """The prior of what comes after each text."""
+        ends = [list(text[-max(1, self.orders) :]) for text in texts]
+        tokens = torch.tensor([token for end in ends for token in end], device=self.bias.device)
+        positions = torch.cat([torch.arange(len(end)) for end in ends]).to(tokens.device)
+        last = torch.tensor([len(end) for end in ends], device=tokens.device).cumsum(0) - 1
+        return self(tokens, positions).of(last)
 
     def _find(self, index: int, key: Tensor, known: Tensor) -> Listed:
         contexts, starts, tokens, values = (

@@ -268,10 +268,15 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def next_token_logits(self, packed: Packed, rows: Tensor) -> Tensor:
         """Float32 logits (rows, vocabulary) for the tokens that follow positions `rows` of the packed row."""
-        hidden, weight = self.embedding.head(self.hidden(packed)[rows])
+        prior = self._prior(packed)
+        return self.logits(self.hidden(packed)[rows], prior and prior.of(rows))
+
+    def logits(self, hidden: Tensor, prior: Prior | None) -> Tensor:
+        """(rows, hidden) -> float32 (rows, vocabulary)."""
+        hidden, weight = self.embedding.head(hidden)
         logits = (hidden @ weight.T).float()
-        if prior := self._prior(packed):
-            prior.of(rows).add_to(logits)
+        if prior:
+            prior.add_to(logits)
         return logits[:, : self.vocab_size]
 
     def _prior(self, packed: Packed) -> Prior | None:

@@ -293,7 +293,7 @@ def _borders(merges: list[Pair], superwords: bool) -> np.ndarray:
     parts[:, ord(" ")] = True
     parts &= kinds[:, None] != kinds
     for left, right in merges:
-        parts[_BYTES[left[-1]], _BYTES[right[0]]] = False
+        parts[BYTE_OF[left[-1]], BYTE_OF[right[0]]] = False
     return parts
 
 
@@ -312,7 +312,7 @@ _KINDS = bytes(map(_kind, range(256)))
 
 def _within_words(merges: list[Pair]) -> int:
     """The first rank that joins an ASCII letter with a following space, punctuation or control character."""
-    marks = {symbol for symbol, byte in _BYTES.items() if byte < 0x80 and not chr(byte).isalnum()}
+    marks = {symbol for symbol, byte in BYTE_OF.items() if byte < 0x80 and not chr(byte).isalnum()}
     letters = set(string.ascii_letters)
     crossing = (rank for rank, (left, right) in enumerate(merges) if left[-1] in letters and right[0] in marks)
     return next(crossing, len(merges))
@@ -331,7 +331,7 @@ def _can_be_cut(description: dict[str, Any]) -> bool:
         not any(model.get(key) for key in (*unusual, "ignore_merges"))
         and description.get("normalizer") is None
         and _is_known(description.get("pre_tokenizer"), splits)
-        and model["vocab"].keys() >= {symbol for symbol, byte in _BYTES.items() if byte in _UTF8}
+        and model["vocab"].keys() >= {symbol for symbol, byte in BYTE_OF.items() if byte in _UTF8}
         and _is_ordered(merges)
     )
 
@@ -353,7 +353,7 @@ def _is_known(pre_tokenizer: dict[str, Any] | None, splits: set[str]) -> bool:
 
 def _is_ordered(merges: list[Pair]) -> bool:
     """Whether every merge joins what exists by then, and no two make the same token."""
-    made = set(_BYTES)
+    made = set(BYTE_OF)
     for left, right in merges:
         if left not in made or right not in made or left + right in made:
             return False
@@ -368,5 +368,5 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-_BYTES = _byte_symbols()
+BYTE_OF = _byte_symbols()
 _UTF8 = {*range(0xC0), *range(0xC2, 0xF5)}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from yxanul.config import TokenizerConfig, TokenizerKind
 from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path, locked
 from yxanul.spent import add_seconds
-from yxanul.tokenizer.encode import Encoder, StockEncoder, build_encoder, stock_encoder
+from yxanul.tokenizer.encode import BYTE_OF, Encoder, StockEncoder, build_encoder, stock_encoder
 from yxanul.tokenizer.superbpe import Progress, annotated, recipe, train_bpe, train_superbpe
 
 SPARE_IDS = 64
@@ -50,6 +51,16 @@ class Tokenizer:
     byte_lengths: np.ndarray
     fingerprint: str
     path: Path
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id spells, (vocab_size,); nothing for special tokens and ids that the file leaves out."""
+        spelled = [b""] * self.vocab_size
+        for token, index in self.description["model"]["vocab"].items():
+            spelled[index] = bytes(BYTE_OF[symbol] for symbol in token)
+        for index, token in self.library.get_added_tokens_decoder().items():
+            spelled[index] = b"" if token.special else token.content.encode()
+        return spelled
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text; special-token text inside a document stays ordinary text."""

@@ -187,12 +187,32 @@ def verify(checkpoint: Path) -> None:
         )
 
 
+def read_state(checkpoint: Path) -> TrainState:
+    """Where the run stood; raises UserError if the checkpoint is not whole."""
+    try:
+        return TrainState(**json.loads((checkpoint / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{checkpoint}: is no whole checkpoint ({error}); name another or remove it") from error
+
+
 def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> TrainState:
     """Verify a checkpoint and put it into the model and the optimizer, or this process's share of it into its own.
 
     Raises:
         UserError: it is damaged, or belongs to another model or optimizer.
     """
+    weights, moments = _look(checkpoint, model)
+    return _read(checkpoint, {**weights, **_make_room(checkpoint, model, optimizers, moments)})
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> TrainState:
+    """As `load`, for a model that is not trained on."""
+    weights, _ = _look(checkpoint, model)
+    return _read(checkpoint, weights)
+
+
+def _look(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """The model's weights, which the checkpoint is sure to have, and the shapes of the optimizers' state there."""
     import torch.distributed.checkpoint as dcp  # takes most of a second
 
     verify(checkpoint)
@@ -202,10 +222,15 @@ def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Op
     }
     weights = model.state_dict()
     _refuse_another_model(checkpoint, weights, {name: shape for name, shape in shapes.items() if "/" not in name})
-    moments = {name: shape for name, shape in shapes.items() if "/" in name}
-    tensors = {**weights, **_make_room(checkpoint, model, optimizers, moments)}
+    return weights, {name: shape for name, shape in shapes.items() if "/" in name}
+
+
+def _read(checkpoint: Path, tensors: dict[str, Tensor]) -> TrainState:
+    """Fill `tensors`, which may be shares of what is there."""
+    import torch.distributed.checkpoint as dcp
+
     dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
-    return TrainState(**json.loads((checkpoint / STATE).read_text()))
+    return read_state(checkpoint)
 
 
 def _refuse_another_model(checkpoint: Path, weights: dict[str, Tensor], found: dict[str, tuple[int, ...]]) -> None:
@@ -249,6 +274,7 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimi
     return {
         f"{type(owners[parameter]).__name__}/{quantity}/{name}": tensor
         for name, parameter in model.named_parameters()
+        if parameter in owners  # weights alone have none
         for quantity, tensor in owners[parameter].state[parameter].items()
     }
 

@@ -45,12 +45,13 @@ from yxanul.training import checkpoint
 from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.distributed import ToldElsewhere, World, joined
 from yxanul.training.evaluation import Score, evaluate
+from yxanul.training.initial import begin_with
 from yxanul.training.loop import Trainer
 from yxanul.training.parallel import shard
 from yxanul.training.result import sample_texts, write_result
 from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
-from yxanul.training.text import Text, read_text
+from yxanul.training.text import Text, keep_text, read_text
 from yxanul.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     _say_epochs(plan, stream, console)
 
     model = build_model(config, plan, precision, device, text.ngrams)
+    if config.init_from is not None:
+        begin_with(Path(config.init_from).expanduser(), config, model, text.tokenizer)
     if world.size > 1 and config.hardware.parallel is Parallel.fsdp:
         shard(model, device, world)
     attention = attention_of(plan.kernels, device, precision.dtype)
@@ -152,6 +155,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     if world.first:
         with atomic_path(folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+        keep_text(text, config, folder)
         write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
     tracker = _tracker(config, folder, plan, state, console) if world.first else Tracker(None, [])
     watch = Watch(model, config.precision, plan.products, plan.fp8)

@@ -9,11 +9,14 @@ from yxanul.config import Config
 from yxanul.data.ngrams import NGrams, load_ngrams, ngrams_path
 from yxanul.data.preparation import held_out_texts, whole_text
 from yxanul.data.shards import Corpus
+from yxanul.files import keep_file
 from yxanul.spent import all_seconds, seconds_for
 from yxanul.tokenizer.load import Tokenizer
 from yxanul.training.evaluation import HeldOut, held_out
 
 PROMPT_TOKENS = 8
+TOKENIZER, NGRAMS = "tokenizer.json", "ngrams.safetensors"
+"""What a run keeps in its folder of what it read, so that its model can be used without the cache."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Text:
     prompts: list[list[int]]
     preparation_seconds: float
     preparing_seconds: float
+
+
+def keep_text(text: Text, config: Config, folder: Path) -> None:
+    """Put into the run's folder what its model cannot be used without."""
+    keep_file(text.tokenizer.path, folder / TOKENIZER)
+    if text.ngrams:
+        keep_file(ngrams_path(text.corpus, config.ngram, Path(config.data.cache).expanduser()), folder / NGRAMS)
 
 
 def read_text(config: Config, console: Console) -> Text:

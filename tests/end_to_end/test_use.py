@@ -23,6 +23,7 @@ def used(undisturbed, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(command, *arguments: str, folder: Path = undisturbed[1], before: tuple[str, ...] = ()):
+        capfd.readouterr()  # what libraries say when they are imported is not the command's
         status = command.main([*before, str(folder), *map(str, arguments)])
         return status, *capfd.readouterr()
 

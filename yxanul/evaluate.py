@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from yxanul.command import command_parser, run_command
 from yxanul.errors import UserError
 
 EPILOG = """\
@@ -25,20 +26,11 @@ BY = ("source", "length", "position")
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    try:
-        return evaluate(given, Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: evaluate(given, Console()))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m yxanul.evaluate",
-        description="What models make of the same text, in bits per byte.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", "What models make of the same text, in bits per byte.", EPILOG)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folders of runs, or of Hugging Face's")
     parser.add_argument(
         "--data", type=Path, metavar="PATH", help="text: a file or folder (default: the first run's own)"

@@ -1,11 +1,11 @@
 """`python -m yxanul.export RUN --to DIR`: a run's model as a folder that stock `transformers` loads."""
 
-import argparse
 import json
 import shutil
 import sys
 from pathlib import Path
 
+from yxanul.command import command_parser, run_command
 from yxanul.errors import UserError
 
 EPILOG = """\
@@ -19,26 +19,16 @@ code of ours: the model is written as Llama, as Qwen3 where queries and keys are
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m yxanul.export",
-        description="A run's newest checkpoint as a folder that stock transformers loads.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", "A run's newest checkpoint as a folder that stock transformers loads.", EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, below outputs/ or multirun_outputs/")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="DIR", help="the folder to make; it must not be there"
     )
     given = parser.parse_args(arguments)
-    try:
-        export(given.run, given.to)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: export(given.run, given.to))
 
 
-def export(folder: Path, target: Path) -> None:
+def export(folder: Path, target: Path) -> int:
     """Write the folder, whole or not at all.
 
     Raises:
@@ -86,6 +76,7 @@ def export(folder: Path, target: Path) -> None:
         raise UserError(f"{target}: cannot be written ({error.strerror}); name another folder with --to") from error
     size = (target / "model.safetensors").stat().st_size
     print(f"{target}: {stock.config['architectures'][0]}, {size / 2**20:,.1f} MiB, step {run.state.step}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yxanul.errors import UserError
+from yxanul.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from yxanul.inference.loading import OpenRun
@@ -25,23 +25,11 @@ A prompt may end in the middle of a word: what a longer token may stand for is w
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    try:
-        return answer(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    return run_command(lambda: answer(given))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m yxanul.generate",
-        description="Text from the newest checkpoint of a run.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("generate", "Text from the newest checkpoint of a run.", EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, below outputs/ or multirun_outputs/")
     parser.add_argument("prompt", nargs="?", help="what to continue; without it prompts are read from the terminal")
     parser.add_argument("--temperature", type=_at_least(0.0), default=0.8, metavar="T", help="0 is greedy (0.8)")

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from yxanul.command import command_parser, run_command
 from yxanul.errors import UserError
 from yxanul.files import atomic_path
 from yxanul.ledger.attribution import SPENT, Shares
@@ -47,19 +48,12 @@ Choices are compared seed by seed; with two seeds or more an interval of 95% sta
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    try:
-        return report(given, Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: report(given, Console()))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m yxanul.report",
-        description="What runs and sweeps cost to the same quality, and what each choice was worth.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "report", "What runs and sweeps cost to the same quality, and what each choice was worth.", EPILOG
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or of sweeps")
     parser.add_argument("--target", type=float, metavar="BITS", help="bits per byte (default: what all runs reach)")

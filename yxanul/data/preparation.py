@@ -98,11 +98,15 @@ def held_out_texts(data: DataConfig, corpus: Corpus, at_most_bytes: int) -> list
     """
     if data.held_out_path is None:
         return corpus.held_out(at_most_bytes)
-    apart = replace(data, kind=DataKind.files, path=data.held_out_path, held_out_path=None, expected_files=None)
-    texts = first_by_hash(documents.Texts(documents.open_source(apart), data.on_error), at_most_bytes)
+    texts = first_by_hash(documents.Texts(documents.open_source(held_out_data(data)), data.on_error), at_most_bytes)
     if not texts:
         raise ConfigError("data.held_out_path", data.held_out_path, "holds no document")
     return texts
+
+
+def held_out_data(data: DataConfig) -> DataConfig:
+    """What data.held_out_path names, as data of its own."""
+    return replace(data, kind=DataKind.files, path=data.held_out_path, held_out_path=None, expected_files=None)
 
 
 def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: Console) -> Corpus:

@@ -4,7 +4,7 @@ To the model a cache is one more `Layout`: the rows of a batch are its segments.
 and keeps their keys and values; after that every step is a row of one token each, and attends to what is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,9 +68,6 @@ class _InOrder:
 
     cache: Cache
     layer: int = field(default=0, init=False)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Layout:
-        raise NotImplementedError("a cache stays on its device")
 
     def next_layer(self) -> tuple[Tensor, Tensor]:
         self.layer += 1

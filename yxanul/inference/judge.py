@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from yxanul.config import DataConfig, DataKind, OnError
 from yxanul.data.documents import Texts, open_source, unit_hash
+from yxanul.data.preparation import held_out_data
 from yxanul.data.shards import first_by_hash
 from yxanul.errors import UserError
 from yxanul.inference.foreign import is_stock, open_stock
@@ -89,8 +90,7 @@ def held_out_of(run: Path, at_most_bytes: int) -> list[Document]:
     data = run_config(run).data
     if data.held_out_path is None:
         return _chosen(data, data.held_out, at_most_bytes)
-    apart = replace(data, kind=DataKind.files, path=data.held_out_path, held_out_path=None, expected_files=None)
-    return _chosen(apart, 1.0, at_most_bytes)
+    return _chosen(held_out_data(data), 1.0, at_most_bytes)
 
 
 def _chosen(data: DataConfig, share: float, at_most_bytes: int) -> list[Document]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from yxanul.errors import UserError
+from yxanul.command import command_parser, run_command
 from yxanul.sweep import scheduler
 from yxanul.sweep.launcher import report
 from yxanul.sweep.runs import launcher_of, recorded_runs
@@ -37,11 +37,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m yxanul.sweep",
-        description="Look after a sweep from any terminal: its folder holds all there is to know.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "sweep", "Look after a sweep from any terminal: its folder holds all there is to know.", EPILOG
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():
@@ -52,13 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "logs":
             command.add_argument("runs", nargs="*", metavar="KEY=VALUE", help="only runs with all of these")
     given = parser.parse_args(arguments)
-    try:
-        return RUN[given.command](given, Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: RUN[given.command](given, Console()))
 
 
 def status(given: argparse.Namespace, console: Console) -> int:

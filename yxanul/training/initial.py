@@ -4,6 +4,7 @@ from pathlib import Path
 
 from yxanul.config import Config
 from yxanul.errors import UserError
+from yxanul.inference.loading import newest_checkpoint
 from yxanul.model.transformer import Transformer
 from yxanul.tokenizer.load import Tokenizer
 from yxanul.training import checkpoint
@@ -20,14 +21,7 @@ def begin_with(folder: Path, config: Config, model: Transformer, tokenizer: Toke
 
         from_stock(config, model, folder)
         return
-    path = folder if (folder / checkpoint.MANIFEST).is_file() else _newest(folder)
+    path = folder if (folder / checkpoint.MANIFEST).is_file() else newest_checkpoint(folder)
     state = checkpoint.load_weights(path, model)
     if state.tokenizer != tokenizer.fingerprint:
         raise UserError(f"init_from={folder}: was trained with another tokenizer; compose the same one")
-
-
-def _newest(folder: Path) -> Path:
-    found = checkpoint.checkpoints(folder / "checkpoints")
-    if not found:
-        raise UserError(f"init_from={folder}: is no run with a checkpoint, and no Hugging Face folder")
-    return found[-1]

@@ -21,8 +21,10 @@ from yxanul.hardware import describe
 from yxanul.inference.generate import Decoding
 from yxanul.inference.loading import OpenRun, open_run
 from yxanul.model.sample import sample
+from yxanul.model.sampling import Sampling
 
 ROUNDS = 5
+GREEDY = Sampling(temperature=0)
 
 
 def main() -> None:
@@ -73,7 +75,7 @@ def cached(run: OpenRun, prompt: list[int], tokens: int) -> list[int]:
 
 def anew(run: OpenRun, prompt: list[int], tokens: int) -> list[int]:
     generator = torch.Generator()
-    return sample(run.model, [prompt], tokens, run.config.model.max_seq_len, -1, generator, top_k=1)[0]
+    return sample(run.model, [prompt], tokens, run.config.model.max_seq_len, -1, generator, GREEDY)[0]
 
 
 def seconds(way: Callable[[], object]) -> float:

@@ -69,7 +69,7 @@ def _asked() -> str | None:
 def _continue(run: "OpenRun", prompt: str, given: argparse.Namespace) -> None:
     """Print the continuations of a prompt: one as it comes, several when they are done."""
     from yxanul.inference.generate import Limits, generate
-    from yxanul.inference.sampling import Sampling
+    from yxanul.model.sampling import Sampling
 
     alone = given.samples == 1
     begun = False

@@ -9,9 +9,9 @@ from yxanul.data.ngrams import count_ngrams
 from yxanul.errors import UserError
 from yxanul.inference.generate import Limits, generate
 from yxanul.inference.prompt import Vocabulary, take_back
-from yxanul.inference.sampling import Sampling
 from yxanul.model.attention import sdpa
 from yxanul.model.prior import NGramPrior
+from yxanul.model.sampling import Sampling
 from yxanul.model.transformer import Packed, Transformer
 
 GREEDY = Sampling(temperature=0)

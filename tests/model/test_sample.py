@@ -6,6 +6,7 @@ import torch
 from yxanul.config import FeedForward, Norm, Positions
 from yxanul.model.attention import sdpa
 from yxanul.model.sample import sample
+from yxanul.model.sampling import Sampling
 from yxanul.model.transformer import Packed
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def greedy(model, prompt, num_tokens, max_seq_len):
 def test_prompts_together_go_on_as_each_alone(model, lengths, max_seq_len):
     """The likeliest token each time, from the last `max_seq_len` ids, however the row of prompts falls into tiles."""
     prompts = prompts_of(*lengths)
-    texts = draw(model, prompts, 4, max_seq_len, top_k=1)
+    texts = draw(model, prompts, 4, max_seq_len, sampling=Sampling(temperature=0))
     assert texts == [greedy(model, prompt, 4, max_seq_len) for prompt in prompts]
 
 
@@ -68,10 +69,10 @@ def test_prompts_are_left_as_they_were(model):
 def test_a_text_stops_at_the_end_token_and_the_others_go_on(model):
     """The end token is one that the first text takes and the second does not."""
     prompts = prompts_of(4, 9)
-    free = draw(model, prompts, 20, 64, top_k=1)
+    free = draw(model, prompts, 20, 64, sampling=Sampling(temperature=0))
     continuations = [text[len(prompt) :] for text, prompt in zip(free, prompts, strict=True)]
     end = next(token for token in continuations[0] if token not in continuations[1])
-    texts = draw(model, prompts, 20, 64, end=end, top_k=1)
+    texts = draw(model, prompts, 20, 64, end=end, sampling=Sampling(temperature=0))
     stop = 4 + continuations[0].index(end) + 1
     assert texts == [free[0][:stop], free[1]]
     assert stop < len(free[0])
@@ -82,7 +83,7 @@ def test_everything_may_stop_before_the_last_token(model):
     (prompt,) = prompts_of(4)
     end = greedy(model, prompt, 1, 64)[-1]
     assert draw(model, [prompt, [end, *prompt]], 0, 64, end=end) == [prompt, [end, *prompt]]
-    assert draw(model, [prompt], 20, 64, end=end, top_k=1) == [[*prompt, end]]
+    assert draw(model, [prompt], 20, 64, end=end, sampling=Sampling(temperature=0)) == [[*prompt, end]]
 
 
 def test_frequencies_follow_temperature_and_top_k(model):
@@ -90,7 +91,7 @@ def test_frequencies_follow_temperature_and_top_k(model):
     (prompt,) = prompts_of(2)
     logits, ids = logits_after(model, prompt).topk(3)
     temperature = ((logits[0] - logits[2]) / 2).item()
-    texts = draw(model, [prompt] * 4000, 1, 64, temperature=temperature, top_k=3)
+    texts = draw(model, [prompt] * 4000, 1, 64, sampling=Sampling(temperature, 3))
     frequencies = torch.bincount(torch.tensor([text[-1] for text in texts]), minlength=VOCAB) / 4000
     expected = torch.zeros(VOCAB).index_put((ids,), (logits / temperature).softmax(0))
     torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.04)

@@ -11,7 +11,7 @@ from yxanul.config import ModelConfig
 from yxanul.errors import UserError
 from yxanul.inference.cache import Cache
 from yxanul.inference.prompt import Vocabulary, take_back
-from yxanul.inference.sampling import Sampling
+from yxanul.model.sampling import Sampling
 from yxanul.model.transformer import Packed, Transformer
 from yxanul.tokenizer.load import Tokenizer
 

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from yxanul.model.attention import sdpa
+from yxanul.model.sampling import Sampling
 from yxanul.model.transformer import Packed, Transformer
+
+DEFAULT = Sampling()
 
 
 def sample(
@@ -16,8 +19,7 @@ def sample(
     max_seq_len: int,
     end: int,
     generator: torch.Generator,
-    temperature: float = 0.8,
-    top_k: int = 50,
+    sampling: Sampling = DEFAULT,
     agree: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_tokens` ids, stopping at `end`; prompts and continuations are returned.
@@ -41,9 +43,8 @@ def sample(
             torch.cat([torch.arange(length) for length in lengths.tolist()]),
             sdpa((ends - lengths).tolist(), int(ends[-1]), int(ends[-1])),  # as one sequence of segments
         ).map(lambda tensor: tensor.to(device))
-        logits, ids = agree(model.next_token_logits(packed, (ends - 1).to(device)).cpu()).topk(top_k)
-        chosen = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)
-        for text, token in zip(open_texts, ids.gather(1, chosen).squeeze(1).tolist(), strict=True):
+        logits = agree(model.next_token_logits(packed, (ends - 1).to(device)).cpu())
+        for text, token in zip(open_texts, sampling.choose(logits, generator).tolist(), strict=True):
             text.append(token)
         open_texts = [text for text in open_texts if text[-1] != end]
     return texts

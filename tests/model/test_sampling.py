@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from yxanul.inference.sampling import Sampling
+from yxanul.model.sampling import Sampling
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 

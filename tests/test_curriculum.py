@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
+from yxanul.config import CurriculumConfig, OnSpike, ScheduleConfig, ScheduleKind, Stage, TrainConfig
 from yxanul.curriculum import capped_stages, in_micro_batches_of, plan, split_evenly, stage_steps
 
 COSINE = ScheduleConfig(ScheduleKind.cosine, warmup=0.1, decay=0.2, floor=0.1)
@@ -57,6 +57,7 @@ def trains(steps=None) -> st.SearchStrategy[TrainConfig]:
         tokens=st.integers(3_000, 15_000),
         steps=st.none() if steps is None else steps,
         max_bad_steps=st.just(1),
+        on_spike=st.just(OnSpike.warn),
     )
 
 
@@ -193,13 +194,13 @@ def test_what_cannot_be_shared_is_refused(sequences, world_size):
 def test_a_budget_below_a_step_is_refused():
     curriculum = CurriculumConfig((Stage(8, 64, 0.5, 1, 1), Stage(16, 128, 0.5, 1, 1)), None, None)
     with pytest.raises(ValueError, match=r"train\.tokens=20: .* one optimizer step of 64 tokens"):
-        plan(curriculum, TrainConfig(20, None, 1), COSINE, 1e-3, capacity(64))
+        plan(curriculum, TrainConfig(20, None, 1, OnSpike.warn), COSINE, 1e-3, capacity(64))
 
 
 def test_stages_too_short_for_a_step_are_left_out():
     shares = {"long": 0.9, "short": 0.1}
     curriculum = CurriculumConfig(tuple(Stage(8, 64, share, 1, 1) for share in shares.values()), None, None)
-    steps = plan(curriculum, TrainConfig(256, None, 1), COSINE, 1e-3, capacity(64))
+    steps = plan(curriculum, TrainConfig(256, None, 1, OnSpike.warn), COSINE, 1e-3, capacity(64))
     assert stage_steps(steps) == {0: steps} and len(steps) == 4
 
 
@@ -236,7 +237,13 @@ def test_ultra_is_the_references_table(compose):
 @given(curricula(), st.integers(1, 64), st.integers(1, 4096))
 def test_smaller_micro_batches_change_nothing_else(curriculum, at_once, tokens):
     """Every step keeps its sequences; none is larger than asked, but for a single sequence, nor than it was."""
-    before = plan(curriculum, TrainConfig(tokens=20_000, steps=30, max_bad_steps=1), COSINE, 1.0, lambda _: at_once)
+    before = plan(
+        curriculum,
+        TrainConfig(tokens=20_000, steps=30, max_bad_steps=1, on_spike=OnSpike.warn),
+        COSINE,
+        1.0,
+        lambda _: at_once,
+    )
     after = in_micro_batches_of(before, tokens)
     for old, new in zip(before, after, strict=True):
         assert replace(new, micro_batches=old.micro_batches) == old

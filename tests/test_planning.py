@@ -107,11 +107,14 @@ def test_an_automatic_micro_batch_is_the_largest_power_of_two_that_fits(planned,
     memory = gigabytes(300) / hardware.MEMORY_SHARE  # 256 tokens fit, 512 do not
     run = (*RUN, "hardware=auto", "hardware.device=cpu")
     assert gigabytes(256) < hardware.MEMORY_SHARE * memory < gigabytes(512)
-    tight, roomy = (planned(f"hardware.memory_gb={gb}", run=run) for gb in (memory, 1000))
+    short = (f"hardware.memory_gb={memory}", "curriculum.max_seq_len=256")
+    tight, roomy = planned(*short, run=run), planned("hardware.memory_gb=1000", run=run)
     assert tight.steps[0].seq_len == 8 and tight.steps[0].micro_batches[0] == 256 // 8
     assert roomy.steps[0].micro_batches[0] == hardware.AUTO_TOKENS["cpu"] // 8
-    assert tight.steps[-1].micro_batches[0] == 1, "a sequence that does not fit is still one"
-    assert plan_warnings(tight) != [] and plan_warnings(roomy) == []
+    assert tight.steps[-1].micro_batches[0] == 1
+    assert plan_warnings(planned(*short, "hardware.micro_batch.256=4", run=run)) != [] == plan_warnings(roomy)
+    with pytest.raises(UserError, match=r"one sequence of 512 tokens takes about .*; set hardware.recompute=1, "):
+        planned(f"hardware.memory_gb={memory}", run=run)
 
 
 # --- devices

@@ -40,7 +40,7 @@ def valid(compose) -> Config:
     )
     stages = (stage(8, 64, 0.25), stage(64, 128, 0.75))
     curriculum = replace(config.curriculum, stages=stages, max_step_tokens=None, max_seq_len=None)
-    return replace(config, model=model, curriculum=curriculum)
+    return replace(config, model=model, curriculum=curriculum, train=replace(config.train, tokens=100_000))
 
 
 def change(config: Config, changes: dict) -> Config:
@@ -101,7 +101,7 @@ POSITIVE = {
     "train": ["tokens", "steps", "max_bad_steps"],
     "evaluate": ["every", "bytes", "sample_tokens"],
     "checkpoint": ["every", "keep"],
-    "tracking": ["log_every"],
+    "tracking": ["log_every", "stall_seconds"],
 }
 
 
@@ -174,6 +174,7 @@ CASES = [
     ({"ngram.order": 5}, "ngram.order=5", "between 0 and 4 with"),
     ({"ngram.tokens": 0}, "ngram.tokens=0", "greater than 0"),
     ({"ngram.order": 2, "cross_entropy": CrossEntropyKernel.liger}, "cross_entropy=liger", "take chunked"),
+    ({"ngram.order": 2, "cross_entropy": CrossEntropyKernel.plain}, "cross_entropy=plain", "take chunked"),
     ({"evaluate.samples": -1}, "evaluate.samples=-1", "not be negative"),
     ({"seed": -1}, "seed=-1", "not be negative"),
     ({"data.kind": DataKind.files, "data.path": None}, "data.path=None", "data.path=DIR"),

@@ -40,7 +40,7 @@ def benchmark(config: BenchmarkConfig) -> int:
         raise ConfigError("rounds", config.rounds, "must be at least 1")
     folder = output_folder(config.output)
     compositions = {"base": config} | {overrides: compose(overrides, config) for overrides in config.compare}
-    console = Console()
+    console = Console(markup=False, emoji=False)
     now = datetime.now(UTC)
     command = shlex.join(["python", "-m", "yxanul.benchmark", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as tokens, console.status("") as status:

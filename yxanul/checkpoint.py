@@ -30,7 +30,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    return run_command(lambda: RUN[given.command](given, Console()))
+    return run_command(lambda: RUN[given.command](given, Console(markup=False, emoji=False)))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ value and the nearest valid choice. A user who sets HYDRA_FULL_ERROR=1 gets the 
 import difflib
 import errno
 import logging
+import math
 import os
 import re
 import signal
@@ -18,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from yxanul import composition
+from yxanul import composition, trust
 from yxanul.composition import config_dir
 from yxanul.config import Config
-from yxanul.errors import UserError
+from yxanul.errors import ConfigError, UserError
 from yxanul.rank import find_rank
 from yxanul.sweep import plugins
 from yxanul.sweep.job import FULL_ERROR
@@ -40,7 +42,9 @@ log = logging.getLogger(__name__)
 SILENT = ("hydra.output_subdir=null", "hydra/job_logging=none")
 """For the processes of a run above the first: the folder belongs to that one."""
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM} | {
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+}
 """What a user can mend of the operating system's errors; the others are bugs."""
 
 
@@ -52,6 +56,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     """
     composition.register()
     plugins.register()
+    trust.register()
     OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
     os.environ[FULL_ERROR] = os.environ.get("HYDRA_FULL_ERROR", "0")
     full_error = os.environ[FULL_ERROR] == "1"
@@ -60,6 +65,11 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         sys.argv += SILENT
     started = False
     statuses = []
+    try:
+        _check_flags()
+    except UserError as error:
+        report(error, kind)
+        return _status(error)
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
     def job(composed: DictConfig) -> None:
@@ -104,14 +114,37 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         ours = started and not isinstance(error, (UserError, HydraException, OmegaConfBaseException))
         if full_error or ours:
             raise
-        report(error, kind)
+        report(error if started else _no_folder(error), kind)
         return _status(error)
     return max(statuses, default=0)
 
 
+def _check_flags() -> None:
+    """Refuse in one line what Hydra's parser refuses with its usage.
+
+    Raises:
+        UserError: a flag is not known, or lacks its value, or stands between overrides.
+    """
+
+    def fail(message: str) -> None:
+        raise UserError(f"{message}; --help says more, and flags stand before all overrides or behind them")
+
+    parser = get_args_parser()
+    parser.error = fail
+    parser.parse_args()
+
+
 def report(error: Exception, kind: type[Config]) -> None:
-    """Print an error that the user can mend as one line on stderr."""
-    print(f"error: {explain(error, kind)}", file=sys.stderr)
+    """Print an error that the user can mend as one line on stderr, whatever the names in it hold."""
+    print("error:", *explain(error, kind).split(), file=sys.stderr)
+
+
+def _no_folder(error: Exception) -> Exception:
+    """Of an error before the task began, in other words if it is Hydra's, which cannot make the folder to write to."""
+    if not (isinstance(error, OSError) and error.filename):
+        return error
+    key = "hydra.sweep.dir" if {"--multirun", "-m"} & set(sys.argv) else "hydra.run.dir"
+    return ConfigError(key, error.filename, f"cannot be made ({error.strerror}); name another folder")
 
 
 def _report_bug(error: Exception, path: Path) -> None:
@@ -141,6 +174,8 @@ def explain(error: Exception, kind: type[Config] = Config) -> str:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that and start again, what was written before is intact"
+    if "Config group override must be" in str(error) and _no_choices():
+        return f"{' '.join(_no_choices())}: names no choice; write group=choice, or key=value"
     below_null = isinstance(error, (AssertionError, AttributeError))  # all that OmegaConf says about a key below a null
     hint = "; choose what is set before its keys, for example optimizer=muon" if below_null else ""
     return f"cannot set up {' '.join(sys.argv[1:]) or 'the run'} ({type(error).__name__}: {_one_line(error)}){hint}"
@@ -180,18 +215,36 @@ def _omegaconf_error(error: Exception, kind: type[Config]) -> str:
         return _unknown_key(key, kind)
     if "is not a ListConfig" in str(cause):
         return f"{key}: is a list; write {key}=[...]"
-    return f"{key}: {_one_line(cause)}"
+    return f"{key}: {_one_line(cause)}{_whole_number(cause)}"
+
+
+def _whole_number(error: Exception) -> str:
+    """How to write 1e9 where an integer is wanted."""
+    found = re.match(r"Value '(\d\S*)' of type 'float' could not be converted to Integer", str(error))
+    number = float(found[1]) if found else math.nan
+    return f"; write {int(number):_}" if number.is_integer() and number < 2**53 else ""
 
 
 def _unknown_key(key: str, kind: type[Config]) -> str:
     if re.fullmatch(r"hardware\.micro_batch\.\d+", key):
         return f"{key}: this hardware has no entry for that length; add one with +{key}=SEQUENCES"
+    if key.startswith("hydra."):
+        return f"{key}: no such key"
     index = re.search(r"\.\d+\.", key)
     known = [re.sub(r"\.0\.", index[0] if index else ".", known) for known in composition.known_keys(kind)]
-    groups = [path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"]
-    candidates = [name for name in known + groups if not key.startswith(f"{name}.")]
+    candidates = [name for name in [*known, *_groups()] if not key.startswith(f"{name}.")]
     same_leaf = [name for name in known if name.endswith(f".{key}")]
     return f"{key}: no such key{_nearest(key, candidates) or _nearest(key, same_leaf, cutoff=0)}"
+
+
+def _groups() -> list[str]:
+    return [path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra"]
+
+
+def _no_choices() -> list[str]:
+    """The overrides that name no choice of a group, or no key."""
+    words = [word for word in sys.argv[1:] if word.partition("=")[0].lstrip("+") in ("", *_groups())]
+    return [word for word in words if re.fullmatch(r"null|[-+\d.]*", word.partition("=")[2])]
 
 
 def _missing_choice(error: MissingConfigException) -> str:

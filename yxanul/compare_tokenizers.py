@@ -36,7 +36,7 @@ def compare_tokenizers(config: CompareConfig) -> int:
     from yxanul.files import atomic_path, output_folder, write_json
     from yxanul.reporting.tokenizer_table import comparison_page, comparison_tables
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     chosen = choose(config)
     fetch(config.data)
     parts = documents.open_source(config.data)

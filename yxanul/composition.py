@@ -43,7 +43,7 @@ def parse(config: DictConfig, schema: type[Config] = Config) -> Config:
     """The composed configuration as frozen dataclasses of `schema`, interpolations resolved.
 
     Raises:
-        ConfigError: a key that the schema does not know was added with `+key=value`.
+        ConfigError: a key that the schema does not know was added with `+key=value`, or one was deleted with `~key`.
     """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return _build(schema, plain, "")
@@ -55,6 +55,8 @@ def recorded(plain: dict[str, Any]) -> Config:
     Raises:
         ConfigError: it has a key too many, too few or of a wrong type.
     """
+    if not isinstance(plain, dict):
+        raise ConfigError("configuration", "recorded", "holds no keys")
     try:
         return parse(OmegaConf.merge(OmegaConf.structured(_writable(Config)), plain))
     except OmegaConfBaseException as error:
@@ -93,6 +95,8 @@ def _build(hint: Any, value: Any, key: str) -> Any:
         hints = get_type_hints(hint)
         for unknown in value.keys() - hints.keys():
             raise ConfigError(f"{key}{unknown}", value[unknown], f"no such key; there are {', '.join(hints)}")
+        for deleted in hints.keys() - value.keys():
+            raise ConfigError(f"{key}{deleted}", "", f"cannot be deleted; leave ~{key}{deleted} out")
         return hint(**{name: _build(sub, value[name], f"{key}{name}.") for name, sub in hints.items()})
     if get_origin(hint) is list:
         return tuple(_build(get_args(hint)[0], item, f"{key}{index}.") for index, item in enumerate(value))
@@ -147,6 +151,9 @@ def first_difference(here: Any, there: Any, key: str = "") -> tuple[str, Any, An
 def run_name(root: DictConfig) -> str:
     """The name of a composed run: its choices and a hash of everything that it computes from."""
     groups = ("model", "precision", "tokenizer", "curriculum", "data")
+    for group in groups:
+        if group not in root.hydra.runtime.choices:
+            raise ConfigError(group, "[...]", "takes one choice, not a list of them")
     choices = [str(root.hydra.runtime.choices[group]) for group in groups]
     kept = OmegaConf.masked_copy(root, [key for key in root if key not in NOT_IDENTITY])  # "hydra" holds this name
     plain = OmegaConf.to_container(kept, resolve=True, enum_to_str=True)

@@ -66,6 +66,13 @@ class OnError(Enum):
     skip = "skip"
 
 
+class OnSpike(Enum):
+    warn = "warn"
+    skip = "skip"
+    rollback = "rollback"
+    stop = "stop"
+
+
 class Device(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -89,6 +96,7 @@ class AttentionKernel(Enum):
 class CrossEntropyKernel(Enum):
     auto = "auto"
     chunked = "chunked"
+    plain = "plain"
     liger = "liger"
 
 
@@ -258,7 +266,10 @@ class ScheduleConfig:
 class TrainConfig:
     tokens: int  # the token budget that the stages share
     steps: Optional[int]  # if set: the budget is what this many steps hold
-    max_bad_steps: int  # stop after this many steps in a row with a non-finite loss or gradient
+    max_bad_steps: int  # stop after this many steps skipped in a row, or rollbacks in all
+    on_spike: (
+        OnSpike  # a loss that stands out: tell, skip the step, go back to a checkpoint and leave out data, or stop
+    )
 
 
 @dataclass(frozen=True)
@@ -285,6 +296,7 @@ class WandbConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     log_every: int  # steps between lines when the console is no terminal
+    stall_seconds: Optional[float]  # without a move, until a run is said to stand still, and where; null: never
     tensorboard: bool
     wandb: WandbConfig
 

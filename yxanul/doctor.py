@@ -23,7 +23,7 @@ def doctor(config: Config) -> int:
     from yxanul.reporting.doctor_table import doctor_table, verdict
 
     findings = diagnose(config, run_folder())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(doctor_table(findings))
     console.print(verdict(findings), highlight=False, soft_wrap=True)
     return 1 if problems(findings) else 0

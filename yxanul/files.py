@@ -5,12 +5,38 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yxanul.errors import ConfigError
+from rich.filesize import decimal
+
+from yxanul.errors import ConfigError, UserError
+
+
+def room(key: str, folder: Path, needed: int = 0, what: str = "") -> str:
+    """How much can be written to a folder, in words; nothing stays behind.
+
+    Args:
+        key: that names the folder.
+        needed: bytes.
+        what: they are for, as the beginning of "... 2.0 GB, 1.9 GB free".
+
+    Raises:
+        UserError: the folder cannot be written, or has less room.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written ({error.strerror}); name another folder") from error
+    words = f"{what} {decimal(needed)}, {decimal(free)} free" if needed else f"{decimal(free)} free"
+    if needed >= free:
+        raise UserError(f"{key}={folder}: {words}; make room there, or name another folder")
+    return f"{words} in {folder}"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def inspect_data(config: InspectConfig) -> int:
     from yxanul.reporting.data_table import corpus_overview, inspection_tables
 
     stages = plan_stages(config)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     tokenizer, corpus = whole_text(config.data, config.tokenizer, console)
     console.print(corpus_overview(config.data, tokenizer, corpus), highlight=False, markup=False, soft_wrap=True)
     console.print(inspection_tables(inspect(corpus, tokenizer, config, stages), tokenizer))

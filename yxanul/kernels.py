@@ -17,7 +17,7 @@ from yxanul.errors import ConfigError
 from yxanul.model.attention import Attention, Layout
 from yxanul.model.cuda_attention import attentions
 from yxanul.model.embedding import padded_vocab
-from yxanul.model.fused_loss import cross_entropy_kernels
+from yxanul.model.fused_loss import ON_REQUEST, cross_entropy_kernels
 from yxanul.model.loss import CrossEntropy
 
 AUTO = "auto"
@@ -104,7 +104,7 @@ def attention_of(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> 
 
 def cross_entropy_of(kernels: Kernels, device: torch.device) -> CrossEntropy:
     """The chosen kernel of head and loss."""
-    return cross_entropy_kernels(device)[kernels.cross_entropy]
+    return (cross_entropy_kernels(device) | ON_REQUEST)[kernels.cross_entropy]
 
 
 def attention_step(
@@ -141,6 +141,8 @@ def cross_entropy_step(
 
 def _losses(config: Config, device: torch.device) -> Mapping[str, CrossEntropy]:
     kernels = cross_entropy_kernels(device)
+    if config.cross_entropy.value != AUTO:
+        return kernels | ON_REQUEST
     return {"chunked": kernels["chunked"]} if config.ngram.order else kernels
 
 

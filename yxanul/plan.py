@@ -24,7 +24,7 @@ def plan(config: Config) -> int:
     device = hardware.planned_device(config.hardware.device)
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
     devices = config.hardware.nodes * config.hardware.gpus_per_node
-    planned, console = make_plan(config, device, precision, devices), Console()
+    planned, console = make_plan(config, device, precision, devices), Console(markup=False, emoji=False)
     console.print(plan_table(planned))
     if devices > 1:
         console.print(scaling_table(plan_scaling(config, device, precision, planned)))

@@ -111,7 +111,8 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         world_size: processes, each with such a device, that share every step.
 
     Raises:
-        UserError: the budget holds no step, or a kernel that is named cannot run here.
+        UserError: the budget holds no step, a kernel that is named cannot run here, or not even one sequence fits into
+            the device's memory.
     """
     vocab = config.tokenizer.vocab_size
     compiled = _compiles(config, device, precision)
@@ -134,6 +135,8 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         _plan_stage(config, number, of_stage, kernels, memory, speed, ring)
         for number, of_stage in curriculum.stage_steps(steps).items()
     ]
+    limit = hardware.memory_bytes(config.hardware, device)
+    _refuse_too_large(stages, memory, limit)
     return RunPlan(
         steps=steps,
         stages=stages,
@@ -150,9 +153,20 @@ def make_plan(config: Config, device: torch.device, precision: Precision, world_
         device=f"{world_size} x {hardware.describe(device)}" if world_size > 1 else hardware.describe(device),
         processes=world_size,
         uncounted=uncounted,
-        memory_limit=hardware.memory_bytes(config.hardware, device),
+        memory_limit=limit,
         peak_flops=peak,
     )
+
+
+def _refuse_too_large(stages: Sequence[StagePlan], memory: Callable[[int, int], int], limit: int) -> None:
+    """Refuse a length of which not even one sequence fits; predictions are held to a tenth."""
+    for stage in stages:
+        needed = memory(stage.seq_len, tile_tokens(stage.seq_len) if stage.attention == "bmm" else 0)
+        if needed > 1.1 * limit:
+            raise UserError(
+                f"one sequence of {stage.seq_len} tokens takes about {needed / 2**30:.3g} GiB, and the device has "
+                f"{limit / 2**30:.3g}; set hardware.recompute=1, lower curriculum.max_seq_len, or take a smaller model"
+            )
 
 
 def step_memory(

@@ -18,7 +18,7 @@ def prepare(config: Config) -> int:
     from yxanul.data.preparation import prepare_text
     from yxanul.reporting.data_table import corpus_summary
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     tokenizer, corpus = prepare_text(config.data, config.tokenizer, console)
     console.print(corpus_summary(tokenizer, corpus), highlight=False, soft_wrap=True)
     return 0

@@ -48,7 +48,7 @@ Choices are compared seed by seed; with two seeds or more an interval of 95% sta
 
 def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
-    return run_command(lambda: report(given, Console()))
+    return run_command(lambda: report(given, Console(markup=False, emoji=False)))
 
 
 def parser() -> argparse.ArgumentParser:

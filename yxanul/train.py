@@ -23,7 +23,7 @@ def train(config: Config) -> int:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    return train_run(config, folder, Console(), began)
+    return train_run(config, folder, Console(markup=False, emoji=False), began)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ anything is read, built or written.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
 from yxanul.config import (
     Backend,
@@ -24,11 +26,25 @@ from yxanul.config import (
     ScheduleKind,
     TokenizerKind,
 )
+from yxanul.curriculum import capped_stages, steps_per_stage
 from yxanul.errors import ConfigError
+
+LEAST, MOST = 1e-30, 10**15
+"""What numbers that must be positive lie between: with any two of these, floats can still be multiplied and divided."""
+
+MOST_OF = {"model.num_layers": 10_000, "tokenizer.vocab_size": 2**24}
+"""Where less is too much already: each of these is made, or planned, one by one."""
+
+MOST_STEPS, MOST_STEP_TOKENS = 10**7, 2**28
+"""Of a plan, which holds every step and every micro-batch of a step."""
+
+SEEDS = 2**64
+"""How many torch's generators tell apart."""
 
 
 def validate(config: Config) -> None:
     """Raise ConfigError for the first combination that cannot work."""
+    _strings(config)
     _positive(config)
     if config.init_from is not None and config.resume_from_checkpoint is not None:
         raise ConfigError("init_from", config.init_from, "and resume_from_checkpoint exclude one another; choose one")
@@ -36,11 +52,27 @@ def validate(config: Config) -> None:
     _tokenizer(config)
     _ngram(config)
     _curriculum(config.curriculum, config.model.max_seq_len)
+    _steps(config)
     _micro_batches(config.hardware)
     _compute(config.hardware)
     _precision(config.precision)
     _shares(config)
     _data(config.data)
+
+
+def _strings(section: Any, prefix: str = "") -> None:
+    """Refuse `key=` with nothing behind it, which as a path would be the working directory, and a home that is none."""
+    for name in (field.name for field in fields(section)):
+        value = getattr(section, name)
+        if is_dataclass(value):
+            _strings(value, f"{prefix}{name}.")
+        elif value == "":
+            raise ConfigError(f"{prefix}{name}", value, "is empty; give a value, or leave the key out")
+        elif isinstance(value, str) and value.startswith("~"):
+            try:
+                Path(value).expanduser()
+            except RuntimeError as error:
+                raise ConfigError(f"{prefix}{name}", value, "there is no such user; write the path out") from error
 
 
 def _positive(config: Config) -> None:
@@ -67,14 +99,24 @@ def _positive(config: Config) -> None:
         "train": ("tokens", "steps", "max_bad_steps"),
         "evaluate": ("every", "bytes", "context_bytes", "sample_tokens"),
         "checkpoint": ("every", "keep"),
-        "tracking": ("log_every",),
+        "tracking": ("log_every", "stall_seconds"),
     }
     for group, keys in groups.items():
         section = attrgetter(group)(config)
         for key in keys if section is not None else ():
             value = getattr(section, key)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{group}.{key}", value, "must be greater than 0")
+            if value is not None:
+                _check_positive(f"{group}.{key}", value)
+
+
+def _check_positive(key: str, value: float) -> None:
+    most = MOST_OF.get(key, MOST)
+    if not 0 < value < math.inf:
+        raise ConfigError(key, value, "must be greater than 0")
+    if value < LEAST:
+        raise ConfigError(key, value, f"must be at least {LEAST:g}")
+    if value > most:
+        raise ConfigError(key, value, f"must be at most {most:,}")
 
 
 def _model(model: ModelConfig) -> None:
@@ -141,13 +183,13 @@ def _ngram(config: Config) -> None:
             config.ngram.order,
             f"must lie between 0 and {longest} with tokenizer.vocab_size={config.tokenizer.vocab_size}",
         )
-    if config.cross_entropy is CrossEntropyKernel.liger:
-        order = config.ngram.order
-        raise ConfigError("cross_entropy", "liger", f"adds no n-grams; with ngram.order={order} take chunked")
+    if config.cross_entropy not in (CrossEntropyKernel.auto, CrossEntropyKernel.chunked):
+        kernel, order = config.cross_entropy.value, config.ngram.order
+        raise ConfigError("cross_entropy", kernel, f"adds no n-grams; with ngram.order={order} take chunked")
 
 
 def _data(data: DataConfig) -> None:
-    if data.kind is DataKind.files and data.path is None:
+    if data.path is None and (data.kind is DataKind.files or data.repo is not None):
         raise ConfigError("data.path", None, "name a file or a folder of *.parquet, *.jsonl or *.txt: data.path=DIR")
     if not 0 <= data.part < data.parts:
         raise ConfigError("data.part", data.part, f"must lie between 0 and data.parts-1={data.parts - 1}")
@@ -160,9 +202,10 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
         raise ConfigError("curriculum.stages", "[]", "needs at least one stage")
     for index, stage in enumerate(curriculum.stages):
         key = f"curriculum.stages.{index}"
-        for name in ("seq_len", "step_tokens", "share", "lr_scale", "grad_clip"):
-            if not getattr(stage, name) > 0:
-                raise ConfigError(f"{key}.{name}", getattr(stage, name), "must be greater than 0")
+        for name in ("seq_len", "step_tokens", "share", "lr_scale"):
+            _check_positive(f"{key}.{name}", getattr(stage, name))
+        if not stage.grad_clip > 0:  # an infinite one clips nothing
+            raise ConfigError(f"{key}.grad_clip", stage.grad_clip, "must be greater than 0")
         seq_len = min(stage.seq_len, curriculum.max_seq_len or stage.seq_len)
         if seq_len > max_seq_len:
             raise ConfigError(
@@ -197,6 +240,24 @@ def _curriculum(curriculum: CurriculumConfig, max_seq_len: int) -> None:
         )
 
 
+def _steps(config: Config) -> None:
+    stages = capped_stages(config.curriculum)
+    for index, stage in enumerate(stages):
+        if stage.step_tokens > MOST_STEP_TOKENS:
+            raise ConfigError(
+                f"curriculum.stages.{index}.step_tokens", stage.step_tokens, f"must be at most {MOST_STEP_TOKENS:,}"
+            )
+    steps = sum(steps_per_stage(stages, config.train))
+    if steps > MOST_STEPS:
+        key = "tokens" if config.train.steps is None else "steps"
+        raise ConfigError(
+            f"train.{key}",
+            getattr(config.train, key),
+            f"takes {steps:,} optimizer steps, and a plan holds {MOST_STEPS:,} at most; lower it, or give a step more "
+            "tokens by curriculum.stages and curriculum.max_step_tokens",
+        )
+
+
 def _micro_batches(hardware: HardwareConfig) -> None:
     if hardware.micro_batch == "auto":
         return
@@ -208,9 +269,11 @@ def _micro_batches(hardware: HardwareConfig) -> None:
         )
     for length, sequences in hardware.micro_batch.items():
         key = f"hardware.micro_batch.{length}"
+        if not isinstance(length, str):  # which no override could change
+            raise ConfigError(key, sequences, f"write the length in quotes, '{length}', or {key}={sequences}")
         if not length.isdecimal() or int(length) == 0:
             raise ConfigError(key, sequences, f"{length} is not a sequence length")
-        if sequences != "auto" and not (isinstance(sequences, int) and sequences >= 1):
+        if sequences != "auto" and not (type(sequences) is int and sequences >= 1):
             raise ConfigError(key, sequences, "must be a number of sequences, at least 1, or auto")
 
 
@@ -270,14 +333,16 @@ def _shares(config: Config) -> None:
         ("optimizer.weight_decay", optimizer.weight_decay),
         ("optimizer.muon.weight_decay", optimizer.muon.weight_decay if optimizer.muon else 0),
         ("evaluate.samples", config.evaluate.samples),
-        ("seed", config.seed),
     ):
-        if not value >= 0:
-            raise ConfigError(key, value, "must not be negative")
+        if not 0 <= value <= MOST:
+            raise ConfigError(key, value, f"must not be negative, and at most {MOST:,}")
+    if not 0 <= config.seed < SEEDS:
+        raise ConfigError("seed", config.seed, f"must not be negative, and below {SEEDS:,}")
 
 
 def _divisors(whole: int) -> list[int]:
-    return [d for d in range(1, whole + 1) if whole % d == 0]
+    small = [d for d in range(1, math.isqrt(whole) + 1) if whole % d == 0]
+    return sorted({*small, *(whole // d for d in small)})
 
 
 def _nearest(value: int, valid: list[int]) -> str:

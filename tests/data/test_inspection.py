@@ -61,7 +61,7 @@ def config(inspect_config):
 def corpus(config, small_tokenizer, tmp_path_factory):
     data = replace(config.data, held_out=HELD_OUT, cache=str(tmp_path_factory.mktemp("inspection")))
     parts = [Part(f"part {n}", f"f{n}", lambda texts=texts: texts) for n, texts in enumerate(TEXTS)]
-    return preparation.prepare(parts, small_tokenizer, data, Console(quiet=True))
+    return preparation.prepare(parts, small_tokenizer, data, 4.0, Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def tokenize(small_tokenizer, tmp_path):
             "part": 0,
             "parts": 1,
         }
-        return prepare(source, small_tokenizer, DataConfig(**(values | changes)), Console(quiet=True))
+        return prepare(source, small_tokenizer, DataConfig(**(values | changes)), 4.0, Console(quiet=True))
 
     return run
 

@@ -45,7 +45,7 @@ def prepare(parts, tokenizer, held_out, cache, **changes) -> Corpus:
         part=0,
         parts=1,
     )
-    return preparation.prepare(parts, tokenizer, replace(data, **changes), Console(quiet=True))
+    return preparation.prepare(parts, tokenizer, replace(data, **changes), 4.0, Console(quiet=True))
 
 
 def part(name: str, texts: list[str]) -> Part:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
+from yxanul.config import CurriculumConfig, OnSpike, ScheduleConfig, ScheduleKind, Stage, TrainConfig
 from yxanul.curriculum import Step, plan
 from yxanul.data.shards import Corpus, ShardInfo
 from yxanul.data.stream import Stream, prefetch
@@ -72,7 +72,11 @@ def steps() -> list[Step]:
     stages = (Stage(2, 12, 0.2, 1.0, 1.0), Stage(5, 30, 0.3, 1.0, 1.0), Stage(16, 48, 0.5, 1.0, 1.0))
     schedule = ScheduleConfig(ScheduleKind.cosine, 0.0, 0.0, 0.0)
     made = plan(
-        CurriculumConfig(stages, None, None), TrainConfig(3 * TOTAL + 40, None, 1), schedule, 1.0, lambda n: 20 // n
+        CurriculumConfig(stages, None, None),
+        TrainConfig(3 * TOTAL + 40, None, 1, OnSpike.warn),
+        schedule,
+        1.0,
+        lambda n: 20 // n,
     )
     assert len({len(each.micro_batches) for each in made}) > 1 and made[-1].first_token > 2 * TOTAL
     return made

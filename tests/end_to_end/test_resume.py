@@ -1,7 +1,6 @@
 """Killed at any moment and started again with the same command, a run ends as if it had been left alone."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -190,17 +189,37 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_harms_no_earlier_checkpoint(train, undisturbed, small_disk):
-    """A disk that has room for two checkpoints and not for a third."""
-    folder = small_disk / "run"
-    sizes = [path.stat().st_size for path in max((undisturbed[1] / "checkpoints").glob("step-*")).iterdir()]
-    filler = small_disk / "filler"
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    filler.write_bytes(bytes(free - int(2.5 * sum(sizes)) - 200_000))
-    status, _, err = train(f"hydra.run.dir={folder}")
+def fill(disk: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of a disk free."""
+    filler = disk / "filler"
+    filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - leave)))
+    return filler
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_step(train, small_disk):
+    fill(small_disk, leave=1_000_000)
+    status, _, err = train(f"hydra.run.dir={small_disk / 'run'}")
     assert status == 1
+    assert err.count("\n") == 1 and "3 checkpoints take up to" in err and "make room there" in err
+    assert not (small_disk / "run" / "config.yaml").exists()
+
+
+def test_a_disk_that_fills_is_one_line_and_harms_no_earlier_checkpoint(start, train, wait_for, undisturbed, small_disk):
+    folder = small_disk / "run"
+    process = start(f"hydra.run.dir={folder}")
+    try:
+        wait_for((folder / "checkpoints" / "step-00000006").exists, process)
+        process.send_signal(signal.SIGSTOP)
+        filler = fill(small_disk, leave=100_000)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
     assert err.count("\n") == 1 and "the checkpoint cannot be written" in err and "free some space" in err
-    saved = [path.name for path in sorted((folder / "checkpoints").iterdir())]
-    assert saved == ["step-00000003", "step-00000006"]
+    assert len(list((folder / "checkpoints").iterdir())) >= 2
     for path in (folder / "checkpoints").iterdir():
         checkpoint.verify(path)
+    filler.unlink()
+    assert train(f"hydra.run.dir={folder}")[0] == 0
+    check_same(folder, undisturbed[1])

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from yxanul.model import fused_loss, loss
 from yxanul.model.embedding import TiedEmbedding
 from yxanul.model.fused_loss import cross_entropy_kernels, liger_budget
-from yxanul.model.loss import summed_cross_entropy, token_cross_entropy
+from yxanul.model.loss import plain_cross_entropy, summed_cross_entropy, token_cross_entropy
 
 VOCAB, RANK = 200_064, 128
 """The reference model's padded vocabulary, and the rank of its embedding."""
@@ -60,6 +60,18 @@ def test_value_and_gradients_equal_cross_entropy(monkeypatch, tokens_a_chunk, up
     assert relative_error(hidden.grad, grad_hidden) < 1e-5
     assert relative_error(weight.grad, grad_weight) < 1e-5
     torch.testing.assert_close(token_cross_entropy(hidden, weight, targets).double(), losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "loss_error", "gradient_error"), [(torch.float32, 1e-6, 1e-5), BF16])
+def test_the_plain_loss_is_the_same(dtype, loss_error, gradient_error):
+    hidden, weight, targets = inputs(25, 300, 16, dtype, scale=0.3)
+    total = plain_cross_entropy(hidden, weight, targets)
+    (total / 25).backward()
+    losses, grad_hidden, grad_weight = reference(hidden, weight, targets, 1 / 25)
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(losses.sum().item(), rel=loss_error)
+    assert relative_error(hidden.grad, grad_hidden) < gradient_error
+    assert relative_error(weight.grad, grad_weight) < gradient_error
 
 
 @pytest.mark.parametrize(("dtype", "loss_error", "gradient_error"), [(torch.float32, 1e-6, 1e-5), BF16])

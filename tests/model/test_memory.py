@@ -9,10 +9,11 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from yxanul.benchmarking.memory import peak_bytes
-from yxanul.config import Dtype
+from yxanul.config import CrossEntropyKernel, Dtype
 from yxanul.curriculum import Step
 from yxanul.model.attention import tile_tokens
 from yxanul.model.cuda_attention import attentions
+from yxanul.model.fused_loss import ON_REQUEST, cross_entropy_kernels
 from yxanul.model.memory import state_bytes, training_bytes
 from yxanul.model.transformer import Packed, Transformer
 from yxanul.optim.build import build_optimizers
@@ -85,6 +86,10 @@ CASES = {
     ),
     "large table and few tokens": Case((*SMALL, "tokenizer.vocab_size=20000"), tokens=64, seq_len=64),
     "large table, bf16": Case((*SMALL, "tokenizer.vocab_size=20000"), tokens=256, precision="bf16"),
+    "plain loss": Case((*SMALL, "cross_entropy=plain", "tokenizer.vocab_size=20000"), tokens=1024),
+    "plain loss, bf16": Case(
+        (*SMALL, "cross_entropy=plain", "tokenizer.vocab_size=20000"), tokens=1024, precision="bf16"
+    ),
     "two shares": Case((*SMALL, "model.num_layers=12"), tokens=128, shards=2),
     "eight shares, adamw, bf16": Case(
         (*SMALL, "model.num_layers=12"), tokens=128, precision="bf16", optimizer="adamw", shards=8
@@ -102,9 +107,11 @@ def train(case: Case, compose) -> tuple[int, int]:
     before = torch.cuda.memory_allocated(device) if case.device == "cuda" else 0
     precision = build_precision(config.precision, device)
     vocab = config.tokenizer.vocab_size
-    model = Transformer(config.model, vocab, precision.linear, precision.dtype, recompute=config.hardware.recompute).to(
-        device
-    )
+    kernels = cross_entropy_kernels(device) | ON_REQUEST
+    loss = kernels["chunked" if config.cross_entropy is CrossEntropyKernel.auto else config.cross_entropy.value]
+    model = Transformer(
+        config.model, vocab, precision.linear, precision.dtype, loss, recompute=config.hardware.recompute
+    ).to(device)
     model.initialize(config.model.init_std, torch.Generator(device).manual_seed(0))
     world = World(0, 0, case.shards)
     if case.shards > 1:

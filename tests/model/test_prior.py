@@ -114,5 +114,6 @@ def test_the_model_adds_it_wherever_it_predicts(models, trigrams, packed):
     assert torch.allclose(with_prior.next_token_logits(packed, rows), logits[rows], atol=1e-4)
     losses = F.cross_entropy(logits, targets, reduction="none")  # nothing is left to padding
     assert torch.allclose(with_prior.token_losses(packed, targets), losses, atol=1e-4)
+    assert torch.allclose(with_prior.token_losses(packed, targets[rows], rows), losses[rows], atol=1e-4)
     assert with_prior(packed, targets).item() == pytest.approx(losses.sum().item(), rel=1e-5)
     assert not torch.allclose(with_prior.token_losses(packed, targets), without.token_losses(packed, targets), atol=0.1)

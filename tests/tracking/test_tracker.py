@@ -1,11 +1,12 @@
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from yxanul.tracking import Record, SafeSink, Tracker, read_rows
+from yxanul.tracking import BackgroundSink, Record, SafeSink, Tracker, read_rows
 
 ROOT = Path(__file__).parents[2]
 ROW = {"kind": "train", "step": 1, "loss": 2.0}
@@ -31,6 +32,7 @@ class Faulty:
             raise RuntimeError("no\nnetwork")
 
 
+@pytest.mark.parametrize("where", [lambda build: build, lambda build: partial(BackgroundSink, build)])
 @pytest.mark.parametrize(
     ("fails_in", "calls"),
     [
@@ -40,7 +42,7 @@ class Faulty:
         ("never", ["init", "log", "log", "close"]),
     ],
 )
-def test_a_failing_sink_is_dropped_with_one_warning(tmp_path, caplog, fails_in, calls):
+def test_a_failing_sink_is_dropped_with_one_warning(tmp_path, caplog, fails_in, calls, where):
     made: list[Faulty] = []
 
     def build() -> Faulty:
@@ -50,7 +52,7 @@ def test_a_failing_sink_is_dropped_with_one_warning(tmp_path, caplog, fails_in, 
     healthy = Faulty("never")
     tracker = Tracker(
         Record(tmp_path / "metrics.jsonl"),
-        [SafeSink("faulty", build), SafeSink("healthy", lambda: healthy)],
+        [SafeSink("faulty", where(build)), SafeSink("healthy", lambda: healthy)],
     )
     tracker.log(ROW)
     tracker.log(ROW)

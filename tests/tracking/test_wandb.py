@@ -1,9 +1,10 @@
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from yxanul.tracking import WandbSink, wandb_mode
+from yxanul.tracking import BackgroundSink, WandbSink, wandb_mode
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,9 @@ def wandb(monkeypatch):
 
 
 def test_offline_runs_are_written_each_to_its_own_directory(wandb, tmp_path, capfd):
-    """Two at once in one process: what a sweep meets after a job whose sink was dropped."""
+    """Two at once in one process, each in a thread: what a sweep meets after a job whose sink was dropped."""
     run_ids = ["id1", "id2"]
-    sinks = [sink(tmp_path / run_id, run_id, mode="offline") for run_id in run_ids]
+    sinks = [BackgroundSink(partial(sink, tmp_path / run_id, run_id, mode="offline")) for run_id in run_ids]
     for offline in sinks:
         for step in range(1, 4):
             offline.log({"kind": "train", "step": step, "loss": 2.0})

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yxanul.config import CurriculumConfig, ScheduleConfig, ScheduleKind, Stage, TrainConfig
+from yxanul.config import CurriculumConfig, OnSpike, ScheduleConfig, ScheduleKind, Stage, TrainConfig
 from yxanul.curriculum import plan
 from yxanul.errors import LostProcess, UserError
 from yxanul.planning import make_plan
@@ -296,7 +296,7 @@ def stages(*step_tokens: int) -> tuple[Stage, ...]:
 )
 def test_a_step_that_cannot_be_shared_is_refused_with_the_nearest_that_can(curriculum, size, expected):
     schedule = ScheduleConfig(ScheduleKind.linear, warmup=0.0, decay=0.0, floor=0.0)
-    train = TrainConfig(tokens=960, steps=None, max_bad_steps=1)
+    train = TrainConfig(tokens=960, steps=None, max_bad_steps=1, on_spike=OnSpike.warn)
     with pytest.raises(ValueError, match=expected) as error:
         plan(CurriculumConfig(*curriculum, None), train, schedule, 1.0, lambda seq_len: 4, size)
     assert "\n" not in str(error.value) and f"which {size} processes cannot share" in str(error.value)

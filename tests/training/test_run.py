@@ -322,7 +322,7 @@ def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path):
 
 def test_an_exploding_run_ends_with_advice_and_no_result(run, tmp_path):
     folder = tmp_path / "run"
-    message = refusal(run, folder, "optimizer.lr=1e30", "train.max_bad_steps=3")
+    message = refusal(run, folder, "optimizer.lr=1e12", "train.max_bad_steps=3")
     assert "optimizer.lr" in message
     assert not (folder / "result.json").exists()
     rows = read_rows(folder / "metrics.jsonl")

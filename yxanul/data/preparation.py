@@ -26,7 +26,7 @@ from yxanul.data.documents import Part, Skipped
 from yxanul.data.progress import Progress, phases
 from yxanul.data.shards import Corpus, ShardFolder, first_by_hash, shard_folder, training_documents
 from yxanul.errors import ConfigError, UserError
-from yxanul.files import locked
+from yxanul.files import locked, room
 from yxanul.spent import add_seconds
 from yxanul.tokenizer.encode import Encoder
 from yxanul.tokenizer.load import Tokenizer, load_tokenizer
@@ -58,7 +58,7 @@ def prepare_text(data: DataConfig, tokenizer: TokenizerConfig, console: Console)
     parts = documents.open_source(data)
     with phases(console, "training the tokenizer") as progress:
         loaded = tokenizer_for(parts, data, tokenizer, progress)
-    return loaded, prepare(parts, loaded, data, console)
+    return loaded, prepare(parts, loaded, data, tokenizer.bytes_per_token, console)
 
 
 def tokenizer_for(
@@ -109,8 +109,10 @@ def held_out_data(data: DataConfig) -> DataConfig:
     return replace(data, kind=DataKind.files, path=data.held_out_path, held_out_path=None, expected_files=None)
 
 
-def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: Console) -> Corpus:
-    """Tokenize what is not tokenized yet; see `prepare_text`."""
+def prepare(
+    parts: list[Part], tokenizer: Tokenizer, data: DataConfig, bytes_per_token: float, console: Console
+) -> Corpus:
+    """Tokenize what is not tokenized yet, if there is room for it; see `prepare_text`."""
     folder = shard_folder(
         parts,
         tokenizer.fingerprint,
@@ -125,6 +127,8 @@ def prepare(parts: list[Part], tokenizer: Tokenizer, data: DataConfig, console: 
     began = time.perf_counter()
     if missing:
         size = sum(folder.parts[name].bytes for name in missing)
+        tokens = round(size / bytes_per_token * folder.dtype.itemsize)
+        room("data.cache", folder.path, tokens, "the tokens take about")
         with Progress(console, size) as progress:
             job = Job(folder, tokenizer.bulk_encoder(), data.on_error)
             workers = data.workers or (os.cpu_count() if size > INLINE_BYTES else 1)

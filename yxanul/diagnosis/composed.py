@@ -4,9 +4,7 @@ What can be asked of the run's own code is asked of it, so that the answer is th
 """
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,18 +28,16 @@ from yxanul.data.preparation import corpus_fingerprint, download_folder
 from yxanul.data.shards import shard_folder
 from yxanul.diagnosis.findings import Row, State, known
 from yxanul.errors import UserError
+from yxanul.files import room
 from yxanul.kernels import AUTO
-from yxanul.model.count import parameters
 from yxanul.model.cuda_attention import attentions
-from yxanul.model.fused_loss import cross_entropy_kernels
+from yxanul.model.fused_loss import ON_REQUEST, cross_entropy_kernels
 from yxanul.planning import make_plan
 from yxanul.precision.linear import Precision, build_precision
 from yxanul.tokenizer.load import Tokenizer, find_tokenizer, open_tokenizer
 from yxanul.tracking import wandb_mode
 from yxanul.training import checkpoint
-
-STATE_COPIES = 3
-"""Numbers kept for each parameter: the weight and AdamW's two."""
+from yxanul.training.room import room_for_checkpoints
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def _kernels(run: Run) -> Iterator[Row]:
     config, dtype = run.config, build_precision(replace(run.config.precision, fp8=False), run.device).dtype
     for key, asked, here in (
         ("attention", config.attention.value, attentions(run.device, dtype)),
-        ("cross_entropy", config.cross_entropy.value, cross_entropy_kernels(run.device)),
+        ("cross_entropy", config.cross_entropy.value, cross_entropy_kernels(run.device) | ON_REQUEST),
     ):
         there = ", ".join(here)
         if asked in (AUTO, *here):
@@ -193,9 +189,9 @@ def _download(data: DataConfig) -> tuple[State, str] | None:
     if _offline():
         wanted = f"data.path={data.path}: {what} must be downloaded"
         return State.problem, f"{wanted} and HF_HUB_OFFLINE is set; unset it, or name other data"
-    state, room = _room("data.path", root, size, "the files take")
+    state, words = _room("data.path", root, size, "the files take")
     if state is State.problem:
-        return state, room
+        return state, words
     return State.info, f"{what} would be downloaded from {data.repo} to {root} (not tried here)"
 
 
@@ -235,9 +231,9 @@ def _tokens(run: Run, tokenizer: Tokenizer | None) -> Iterator[Row]:
         yield "tokens", State.ok, f"prepared in {folder.path}"
         return
     size = round(sum(missing) / run.config.tokenizer.bytes_per_token * folder.dtype.itemsize)
-    state, room = _room("data.cache", run.cache, size, "the tokens take about")
+    state, words = _room("data.cache", run.cache, size, "the tokens take about")
     made = f"{len(missing)} of {len(run.parts)} shards would be made, about {decimal(size)}"
-    yield "tokens", State.info if state is State.ok else state, made if state is State.ok else room
+    yield "tokens", State.info if state is State.ok else state, made if state is State.ok else words
 
 
 # Where it writes
@@ -245,27 +241,18 @@ def _tokens(run: Run, tokenizer: Tokenizer | None) -> Iterator[Row]:
 
 def _disk(run: Run) -> Iterator[Row]:
     yield "cache", *_room("data.cache", run.cache)
-    config, folder = run.config, run.folder / "checkpoints"
-    copies = config.checkpoint.keep + 1  # a new one is written before the oldest is removed
-    numbers = STATE_COPIES * parameters(config.model, config.tokenizer.vocab_size)
-    needed = copies * numbers * torch.float32.itemsize
-    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    yield "run", *_room("hydra.run.dir", run.folder, max(0, needed - held), f"{copies} checkpoints take up to")
+    yield "run", *_tried(lambda: room_for_checkpoints(run.config, run.folder))
 
 
 def _room(key: str, folder: Path, needed: int = 0, what: str = "") -> tuple[State, str]:
-    """Whether so many bytes can be written to the folder that a key names; nothing stays behind."""
+    return _tried(lambda: room(key, folder, needed, what))
+
+
+def _tried(look: Callable[[], str]) -> tuple[State, str]:
     try:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free
-    except OSError as error:
-        return State.problem, f"{key}={folder}: cannot be written ({error.strerror}); name another folder"
-    needs = f"{what} {decimal(needed)}, " if needed else ""
-    words = f"{needs}{decimal(free)} free"
-    if needed >= free:
-        return State.problem, f"{key}={folder}: {words}; make room there, or name another folder"
-    return State.ok, f"{words} in {folder}"
+        return State.ok, look()
+    except UserError as error:
+        return State.problem, str(error)
 
 
 def _tracking(run: Run) -> Iterator[Row]:

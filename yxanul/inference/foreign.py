@@ -28,18 +28,18 @@ class StockModel:
 
     model: nn.Module
 
+    def token_losses(self, packed: Packed, targets: Tensor, rows: Tensor) -> Tensor:
+        """The negative log-likelihood in nats of the targets (rows,) that follow positions `rows` of the packed row."""
+        return F.cross_entropy(self.next_token_logits(packed, rows), targets, reduction="none")
+
     @torch.no_grad()
-    def token_losses(self, packed: Packed, targets: Tensor) -> Tensor:
-        """The negative log-likelihood of each target, (tokens,) float32, in nats."""
+    def next_token_logits(self, packed: Packed, rows: Tensor) -> Tensor:
+        """Float32 logits (rows, vocabulary) for the tokens that follow positions `rows` of the packed row."""
         starts = (packed.positions == 0).nonzero().flatten()
-        sizes = torch.diff(starts, append=starts.new_tensor([len(targets)])).tolist()
-        windows = zip(packed.tokens.split(sizes), targets.split(sizes), strict=True)
-        return torch.cat(
-            [
-                F.cross_entropy(self.model(input_ids=tokens[None]).logits[0].float(), expected, reduction="none")
-                for tokens, expected in windows
-            ]
-        )
+        sizes = torch.diff(starts, append=starts.new_tensor([len(packed.tokens)])).tolist()
+        windows = packed.tokens.split(sizes)
+        logits = torch.cat([self.model(input_ids=tokens[None]).logits[0] for tokens in windows])
+        return logits[rows].float()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from yxanul.model.loss import CHUNK_BYTES, CrossEntropy, summed_cross_entropy
+from yxanul.model.loss import CHUNK_BYTES, CrossEntropy, plain_cross_entropy, summed_cross_entropy
 from yxanul.model.prior import Prior
+
+ON_REQUEST: dict[str, CrossEntropy] = {"plain": plain_cross_entropy}
+"""Kernels that run everywhere and are taken only where they are named."""
 
 
 def liger_budget(num_tokens: int, vocab_size: int, rank: int, itemsize: int) -> int:
@@ -51,7 +54,7 @@ def liger_cross_entropy() -> CrossEntropy:
 
 
 def cross_entropy_kernels(device: torch.device) -> dict[str, CrossEntropy]:
-    """The kernels that can run on `device`, by name: always "chunked", and on CUDA "liger" if it is installed.
+    """The kernels to choose among on `device`, by name: always "chunked", and on CUDA "liger" if it is installed.
 
     Each is as `summed_cross_entropy`: (tokens, rank), (vocabulary, rank) and int64 (tokens,) -> the summed negative
     log-likelihood in nats, a float32 scalar, differentiable in the first two. Only "chunked" takes a prior.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from yxanul.model.prior import Prior
@@ -166,6 +167,12 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, prior:
         prior: what is added to the logits, without a gradient.
     """
     return _SummedCrossEntropy.apply(hidden, weight, targets, prior)
+
+
+def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, prior: Prior | None = None) -> Tensor:
+    """As `summed_cross_entropy`, by all logits at once and autograd, as most trainings do."""
+    assert prior is None, "validation leaves a prior to the chunked loss"
+    return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
 
 
 @torch.no_grad()

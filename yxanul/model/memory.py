@@ -6,7 +6,7 @@ Every term is what some operator keeps or makes; tests hold the sum against real
 from collections import Counter
 from dataclasses import dataclass
 
-from yxanul.config import Config, Dtype, FeedForward, ModelConfig, NGramConfig, Norm, Positions
+from yxanul.config import Config, CrossEntropyKernel, Dtype, FeedForward, ModelConfig, NGramConfig, Norm, Positions
 from yxanul.model.attention import TILE, keys_held
 from yxanul.model.count import embedding_parameters, layer_matrices, layer_matrix_parameters, parameters
 from yxanul.model.embedding import padded_vocab
@@ -18,10 +18,15 @@ FLOAT = 4
 
 
 def state_bytes(config: Config) -> int:
-    """Weights, gradients and moments, float32: AdamW keeps two moments of a weight, Muon one of a layer's matrix."""
+    """Weights, gradients and moments, float32."""
+    return checkpoint_bytes(config) + FLOAT * parameters(config.model, config.tokenizer.vocab_size)
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Weights and moments, float32: AdamW keeps two moments of a weight, Muon one of a layer's matrix."""
     model = config.model
     with_muon = model.num_layers * layer_matrix_parameters(model) if config.optimizer.muon else 0
-    return FLOAT * (4 * parameters(model, config.tokenizer.vocab_size) - with_muon)
+    return FLOAT * (3 * parameters(model, config.tokenizer.vocab_size) - with_muon)
 
 
 def ngram_bytes(config: NGramConfig) -> int:
@@ -215,21 +220,23 @@ class _MicroBatch:
         """At the end of the forward: all that is kept, and head and loss at work.
 
         They hold the gradient of the table, float32, in bf16 the table in bf16, their input's gradient and, where
-        the embedding is factorized, that input. Over these comes a chunk of logits in one or two buffers.
+        the embedding is factorized, that input. Over these come logits.
         """
         bf16 = self.dtype is Dtype.bf16
         inputs = (2 if self.model.embedding_rank else 1) * self.width * self.rank
         tables = (FLOAT + (2 if bf16 else 0)) * self.table
-        return self.kept_bytes() + self.tokens * inputs + tables + self.chunk_bytes()
+        return self.kept_bytes() + self.tokens * inputs + tables + self.logits_bytes()
 
-    def chunk_bytes(self) -> int:
-        """The buffers of one chunk of logits.
+    def logits_bytes(self) -> int:
+        """The buffers of one chunk of logits, or of all of them where the loss is plain.
 
-        On a GPU the logits and their softmax. On a CPU the logits alone, overwritten; in bf16 also the product
-        before them, and a slice of the product that is added to the table's float32 gradient by way of a float32
-        copy.
+        Plain, in the backward: their log-softmax, its gradient, and theirs. In chunks: on a GPU the logits and their
+        softmax; on a CPU the logits alone, overwritten, in bf16 also the product before them, and a slice of the
+        product that is added to the table's float32 gradient by way of a float32 copy.
         """
         vocab = padded_vocab(self.config.tokenizer.vocab_size)
+        if self.config.cross_entropy is CrossEntropyKernel.plain:
+            return 3 * FLOAT * vocab * self.tokens
         logits = FLOAT * vocab * min(self.tokens, chunk_tokens(self.device, vocab))
         if self.device == "cuda":
             return 2 * logits

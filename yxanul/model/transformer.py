@@ -261,9 +261,10 @@ class Transformer(nn.Module):
         return self.cross_entropy(*self.embedding.head(self.hidden(packed)), targets, self._prior(packed))
 
     @torch.no_grad()
-    def token_losses(self, packed: Packed, targets: Tensor) -> Tensor:
-        """The negative log-likelihood of each target, (tokens,), in nats."""
-        return token_cross_entropy(*self.embedding.head(self.hidden(packed)), targets, self._prior(packed))
+    def token_losses(self, packed: Packed, targets: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The negative log-likelihood in nats of the targets (rows,) that follow positions `rows` of the packed row."""
+        prior = self._prior(packed)
+        return token_cross_entropy(*self.embedding.head(self.hidden(packed)[rows]), targets, prior and prior.of(rows))
 
     @torch.no_grad()
     def next_token_logits(self, packed: Packed, rows: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "logs":
             command.add_argument("runs", nargs="*", metavar="KEY=VALUE", help="only runs with all of these")
     given = parser.parse_args(arguments)
-    return run_command(lambda: RUN[given.command](given, Console()))
+    return run_command(lambda: RUN[given.command](given, Console(markup=False, emoji=False)))
 
 
 def status(given: argparse.Namespace, console: Console) -> int:

@@ -51,7 +51,7 @@ class InThisProcess(BasicLauncher):
             with launching(sweep):
                 return _returns(self.run(runs, job_overrides, initial_job_idx), job_overrides)
         finally:
-            report(sweep, Console())
+            report(sweep, Console(markup=False, emoji=False))
 
     def run(self, runs: Sequence[str], overrides: Sequence[Sequence[str]], first: int) -> list[RunState]:
         """Make runs that are on the sweep's list, numbered from `first`; how they ended."""
@@ -83,7 +83,7 @@ class Submitit(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        console, sweep = Console(), Path(self.config.hydra.sweep.dir)
+        console, sweep = Console(markup=False, emoji=False), Path(self.config.hydra.sweep.dir)
         runs = plan(self.context, self.config, job_overrides, initial_job_idx, varied(job_overrides))
         if self.settings.detach and self._detach(sweep, console):
             return []
@@ -122,7 +122,14 @@ class Submitit(Launcher):
             return record
 
         with on_hang_up(KeyboardInterrupt):
-            wait = Wait(sweep, runs, submit, Console(), self.settings.parallel, self.settings.poll_seconds)
+            wait = Wait(
+                sweep,
+                runs,
+                submit,
+                Console(markup=False, emoji=False),
+                self.settings.parallel,
+                self.settings.poll_seconds,
+            )
             try:
                 wait.submit_all() if self.settings.detach else wait.until_ended()
             except BaseException:

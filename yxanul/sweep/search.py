@@ -53,7 +53,7 @@ class Search(Sweeper):
         self.n_trials, self.n_jobs, self.max_failure_rate = n_trials, n_jobs, max_failure_rate
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config, self.console = hydra_context, config, Console()
+        self.context, self.config, self.console = hydra_context, config, Console(markup=False, emoji=False)
         self._check()
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

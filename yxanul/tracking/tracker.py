@@ -25,6 +25,11 @@ class Tracker:
         for sink in self._sinks:
             sink.log(row)
 
+    def go_back(self, step: int) -> None:
+        """Forget the rows after a step that training went back to; sinks have shown them already."""
+        if self._record is not None:
+            self._record.truncate_after(step)
+
     def close(self, summary: Row | None) -> None:
         """End all sinks. Call it on every way out: the terminal's cursor is hidden until then.
 

@@ -17,9 +17,9 @@ from yxanul.tracking.rows import Row, scalars
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
-# An idle GPU must not wait longer for a dead network. (wandb's own limits: 90 seconds, and none.)
-INIT_SECONDS = 30.0
-FINISH_SECONDS = 120.0  # what is not sent by then stays on disk, for `wandb sync`
+# wandb's own limits are 90 seconds, and none. Both together are less than what BackgroundSink waits at the end.
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 30.0  # what is not sent by then stays on disk, for `wandb sync`
 PLOTTED = ("start", "train", "eval", "precision")
 
 

@@ -45,10 +45,13 @@ class TrainState:
         step: optimizer steps done.
         tokens, bytes: trained on.
         seconds: of training, over all starts of the run.
-        bad_steps: steps skipped so far for a non-finite loss or gradient, and the last of them in a row.
+        bad_steps: steps skipped so far, and the last of them in a row.
         bad_in_a_row: likewise.
         corpus, tokenizer: fingerprints of what it was trained on.
         left_fp8: layers that went back from FP8 to the activations' dtype.
+        losses: of the last steps of the stage, nats per token: what a spike is told by.
+        rollbacks: returns to a checkpoint because of a spike.
+        skipped_tokens: of the data, left out by them.
     """
 
     step: int = 0
@@ -60,6 +63,9 @@ class TrainState:
     corpus: str = ""
     tokenizer: str = ""
     left_fp8: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rollbacks: int = 0
+    skipped_tokens: int = 0
 
 
 class Saver:

@@ -29,7 +29,8 @@ from yxanul.tokenizer.load import Tokenizer
 class TokenLosses(Protocol):
     """What is evaluated: a `Transformer`, or another that predicts a packed row."""
 
-    def token_losses(self, packed: Packed, targets: Tensor) -> Tensor: ...
+    def token_losses(self, packed: Packed, targets: Tensor, rows: Tensor) -> Tensor:
+        """The negative log-likelihood in nats of the targets (rows,) that follow positions `rows` of the packed row."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class Row:
     positions: np.ndarray
     starts: list[int]
     scored: np.ndarray
+
+    def inputs(self, context: int, device: torch.device, attention: Attention) -> tuple[Packed, Tensor, Tensor]:
+        """What a model reads, and the targets (scored,) that count with the positions that they follow, (scored,)."""
+        packed = Packed(
+            torch.from_numpy(self.tokens),
+            torch.from_numpy(self.positions),
+            attention(self.starts, len(self.tokens), context),
+        ).map(lambda tensor: tensor.to(device))
+        scored = self.scored.nonzero()[0]
+        targets, rows = (torch.from_numpy(each).to(device) for each in (self.targets[scored], scored))
+        return packed, targets, rows
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def held_out(texts: Sequence[str], tokenizer: Tokenizer, context: int, context_b
         windows += _windows(whole, context, ends, context_bytes)
     seen = f"{context} tokens of {tokenizer.fingerprint[:8]}" if context_bytes is None else f"{context_bytes} bytes"
     return HeldOut(
-        rows=list(_pack(windows, context)),
+        rows=list(pack(windows, context)),
         context=context,
         tokens=sum(len(ids) for ids, _ in windows) - sum(skipped for _, skipped in windows) - len(windows),
         bytes=len(content),
@@ -141,13 +153,8 @@ def token_nats(model: TokenLosses, text: HeldOut, device: torch.device, attentio
     """The negative log-likelihood of each scored token, (tokens,) float64, in nats and in the order of the rows."""
     found = []
     for row in text.rows:
-        packed = Packed(
-            torch.from_numpy(row.tokens),
-            torch.from_numpy(row.positions),
-            attention(row.starts, len(row.tokens), text.context),
-        ).map(lambda tensor: tensor.to(device))
-        losses = model.token_losses(packed, torch.from_numpy(row.targets).to(device))
-        found.append(losses.double().cpu().numpy()[row.scored])
+        packed, targets, rows = row.inputs(text.context, device, attention)
+        found.append(model.token_losses(packed, targets, rows).double().cpu().numpy())
     return np.concatenate(found)
 
 
@@ -174,7 +181,8 @@ def _windows(
             start = min(max(start, 1 + int(np.searchsorted(ends, too_far))), end)
 
 
-def _pack(windows: list[tuple[list[int], int]], context: int) -> Iterator[Row]:
+def pack(windows: Sequence[tuple[list[int], int]], context: int) -> Iterator[Row]:
+    """Windows in their order, as rows; each is ids (inputs and shifted targets), and how many targets do not count."""
     pending: list[tuple[list[int], int]] = []
     filled = 0
     for ids, skipped in windows:

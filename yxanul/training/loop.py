@@ -17,20 +17,26 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from yxanul import hardware
+from yxanul.config import OnSpike
 from yxanul.curriculum import Step, in_micro_batches_of
 from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.model.attention import Attention
 from yxanul.model.transformer import Transformer
 from yxanul.tracking import EvalRow, EventRow, Tracker, TrainRow
+from yxanul.training import checkpoint
 from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.compilation import graphs_compiled
 from yxanul.training.distributed import ALONE, World
 from yxanul.training.evaluation import Score
+from yxanul.training.guard import WINDOW, Guard, limit
 from yxanul.training.parallel import Accumulating, accumulating
 from yxanul.training.signals import StopRequest
 from yxanul.training.step import Batch, Found, add_gradient, feed, update
 from yxanul.training.watch import Watch
+
+Taken = tuple[Step, Found, float]
+"""A step, what it found, and the largest loss, in nats a token, that was no spike."""
 
 LAG = {"cpu": 0, "cuda": 1}
 """Steps that may be under way on a device before the oldest is read: it then never waits for the host."""
@@ -46,7 +52,8 @@ class Trainer:
         save_every, evaluate_every: optimizer steps.
         score: evaluates the model on the held-out text, and how many bytes that is.
         peak_flops: FLOP/s that utilization is measured against; None: it would mean nothing.
-        max_bad_steps: non-finite steps in a row that end the run.
+        guard: against steps that go wrong.
+        at: is told where training is, again and again.
         watch: of its precision, None to go without.
         world: the processes that share each step. All but the first have a tracker that shows nothing.
         warm: whether to take every shape through the model once before the clock starts, for a device or a
@@ -67,13 +74,15 @@ class Trainer:
     eval_bytes: int
     flops_per_token: Callable[[int], float]
     peak_flops: float | None
-    max_bad_steps: int
+    guard: Guard
+    at: Callable[[str], None] = lambda where: None
     watch: Watch | None = None
     world: World = ALONE
     warm: bool = False
     warm_up_seconds: float = 0.0
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False, repr=False)
     _graphs: int = field(default=0, init=False)
+    _skipped_tokens: int = field(default=0, init=False)
     _accumulating: Accumulating = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,34 +95,37 @@ class Trainer:
             The state reached, and its evaluation if the plan's end was reached in this call.
 
         Raises:
-            UserError: too many non-finite steps in a row, not enough memory for a single sequence, or a
-                checkpoint cannot be written.
+            UserError: too many steps went wrong, a spike is to end the run, not enough memory for a single
+                sequence, or a checkpoint cannot be written.
         """
-        first = state.step
+        first = index = state.step
+        self._skipped_tokens = state.skipped_tokens
         if self.warm and first < len(self.steps):
             self._warm_up(first)
         self._graphs = graphs_compiled()
         began = self._mark = time.perf_counter()
         began -= state.seconds
         self._batches = self._feed(first)
-        unread: deque[tuple[Step, Found]] = deque()
-        for index in range(first, len(self.steps)):
+        unread: deque[Taken] = deque()
+        while index < len(self.steps):
             state = self._look(index, state)
-            found = self._take(index, stop)
-            if found is None:
+            taken = self._take(index, stop, state)
+            if taken is None:
                 break
-            unread.append((self.steps[index], found))
-            done = index + 1
-            evaluates = done < len(self.steps) and self.evaluate_every and done % self.evaluate_every == 0
-            saves = done < len(self.steps) and done % self.save_every == 0
-            while len(unread) > (0 if evaluates or saves else LAG[self.device.type]):
-                state = self._settle(*unread.popleft(), state, began)
+            unread.append(taken)
+            index += 1
+            ends = index == len(self.steps)
+            evaluates = not ends and self.evaluate_every and index % self.evaluate_every == 0
+            saves = not ends and index % self.save_every == 0
+            state = self._settle_all(unread, 0 if ends or evaluates or saves else LAG[self.device.type], state, began)
+            if state.step + len(unread) < index:  # went back to a checkpoint
+                index = state.step
+                continue
             if evaluates:
                 self.evaluate(state)
             if saves:
                 self._save(state)
-        while unread:
-            state = self._settle(*unread.popleft(), state, began)
+        state = self._settle_all(unread, 0, state, began)
         self._save(state)
         self.saver.wait()
         if first == len(self.steps) or state.step < len(self.steps):
@@ -121,7 +133,8 @@ class Trainer:
         return state, self.evaluate(state)
 
     def _feed(self, first: int) -> Iterator[Batch]:
-        places = [(step, index) for step in self.steps[first:] for index in range(len(step.micro_batches))]
+        moved = (replace(step, first_token=step.first_token + self._skipped_tokens) for step in self.steps[first:])
+        places = ((step, index) for step in moved for index in range(len(step.micro_batches)))
         return feed(self.stream, self.attention_of, places, self.device, self.world.rank)
 
     def _warm_up(self, first: int) -> None:
@@ -132,6 +145,7 @@ class Trainer:
             if self.watch:
                 self.watch.begin(start_of_phase)
             for index in shapes.values():
+                self.at(f"warming up for step {index + 1}")
                 self._within_memory(index, lambda index=index: self._try_shape(self.steps[index]))
         self.warm_up_seconds = time.perf_counter() - start
         message = f"warmed up in {self.warm_up_seconds:.1f} s: {len(shapes)} shapes"
@@ -165,12 +179,16 @@ class Trainer:
         for batch in feed(self.stream, self.attention_of, [(step, 0)], self.device):
             add_gradient(self.model, batch, step.tokens)
 
-    def _take(self, index: int, stop: StopRequest) -> Found | None:
-        """The optimizer step `index` of the plan; None if asked to stop before it was taken."""
+    def _take(self, index: int, stop: StopRequest, state: TrainState) -> Taken | None:
+        """Take the optimizer step `index` of the plan; None if asked to stop before it was taken."""
         nats, num_bytes = self._within_memory(index, lambda: self._accumulate(self.steps[index], stop))
         if nats is None:
             return None
-        return update(self.model, self.optimizers, self.steps[index], nats, num_bytes)
+        step = self.steps[index]
+        same_stage = index > 0 and state.step > 0 and self.steps[state.step - 1].stage == step.stage
+        most = limit(state.losses) if same_stage else math.inf
+        spared = math.inf if self.guard.takes_spikes else most * step.tokens
+        return step, update(self.model, self.optimizers, step, nats, num_bytes, spared), most
 
     def _accumulate(self, step: Step, stop: StopRequest) -> tuple[torch.Tensor | None, int]:
         """The gradient of the step's micro-batches, their nats and bytes; None if asked to stop in between."""
@@ -180,6 +198,7 @@ class Trainer:
         for index, sequences in enumerate(step.micro_batches):
             if stop.asked(self.world):
                 return None, 0
+            self.at(f"micro-batch {index + 1} of {len(step.micro_batches)} of step {step.index + 1}")
             if self.watch:
                 self.watch.micro_batch(index)
             batch = next(self._batches)
@@ -231,10 +250,22 @@ class Trainer:
             "with more accumulation",
         )
 
-    def _settle(self, step: Step, found: Found, state: TrainState, began: float) -> TrainState:
-        """Wait for a step that was taken, record it, and count it; one that was not finite has moved the data on."""
+    def _settle_all(self, unread: deque[Taken], but: int, state: TrainState, began: float) -> TrainState:
+        """Settle steps that were taken until `but` so many are left, or none where one of them led back."""
+        while len(unread) > but:
+            taken = unread.popleft()
+            state = self._settle(*taken, state, began)
+            if state.step <= taken[0].index:
+                unread.clear()
+        return state
+
+    def _settle(self, step: Step, found: Found, most: float, state: TrainState, began: float) -> TrainState:
+        """Wait for a step that was taken, record it, and count it; one that was skipped has moved the data on."""
         nats, grad_norm = found.read()
-        bad = not (math.isfinite(nats) and math.isfinite(grad_norm))
+        loss = nats / step.tokens
+        finite = math.isfinite(nats) and math.isfinite(grad_norm)
+        spiked = finite and loss > most
+        bad = not finite or (spiked and not self.guard.takes_spikes)
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         state = replace(
@@ -245,19 +276,64 @@ class Trainer:
             seconds=now - began,
             bad_steps=state.bad_steps + bad,
             bad_in_a_row=state.bad_in_a_row + 1 if bad else 0,
+            losses=self._losses(step, state.losses, None if bad else loss),
         )
         self._log(step, found, nats, grad_norm, state, seconds)
-        if bad:
+        if not finite:
             self._event(state.step, "loss or gradient not finite, step skipped")
+        elif spiked:
+            state = self._after_spike(step, loss, most, state)
         if graphs_compiled() > self._graphs:
             self._graphs = graphs_compiled()
             self._event(state.step, "torch.compile made a new graph after the warm-up; that costs time")
-        if state.bad_in_a_row >= self.max_bad_steps:
+        if state.bad_in_a_row >= self.guard.max_bad_steps:
             raise UserError(
-                f"loss or gradient was not finite for {state.bad_in_a_row} steps in a row, "
+                f"loss or gradient was not finite, or a spike, for {state.bad_in_a_row} steps in a row, "
                 f"up to step {state.step}; lower optimizer.lr or look at the data; earlier checkpoints are intact"
             )
         return state
+
+    def _losses(self, step: Step, before: list[float], loss: float | None) -> list[float]:
+        """The last losses of the stage, with this step's unless it is to be forgotten."""
+        of_stage = before if step.index > 0 and self.steps[step.index - 1].stage == step.stage else []
+        return (of_stage if loss is None else [*of_stage, loss])[-WINDOW:]
+
+    def _after_spike(self, step: Step, loss: float, most: float, state: TrainState) -> TrainState:
+        """Tell a spike, and do about it what the user chose."""
+        spike = f"step {state.step}: loss {loss:.3f} is a spike, at most {most:.3f} was to be expected"
+        match self.guard.on_spike:
+            case OnSpike.stop:
+                raise UserError(f"{spike}; lower optimizer.lr or look at the data; earlier checkpoints are intact")
+            case OnSpike.rollback:
+                return self._roll_back(spike, step, state)
+            case OnSpike.skip:
+                self._event(state.step, f"{spike}; skipped")
+            case OnSpike.warn:
+                self._event(state.step, spike)
+        return state
+
+    def _roll_back(self, spike: str, step: Step, state: TrainState) -> TrainState:
+        """Go back to the newest checkpoint, with the data after `step` in the place of what came after it."""
+        self.saver.wait()
+        path = self.world.from_first(lambda: next(reversed(checkpoint.checkpoints(self.saver.folder)), None))
+        if path is None:
+            self._event(state.step, f"{spike}; skipped, as there is no checkpoint yet")
+            return state
+        if state.rollbacks == self.guard.max_bad_steps:
+            raise UserError(f"{spike}, after {state.rollbacks} rollbacks; lower optimizer.lr or look at the data")
+        then = checkpoint.load(path, self.model, self.optimizers)
+        self._skipped_tokens += step.first_token + step.tokens - self.steps[then.step].first_token
+        self._batches = self._feed(then.step)
+        self.tracker.go_back(then.step)
+        self._event(then.step, f"{spike}; back to {path.name}, and on with other data")
+        return replace(
+            then,
+            seconds=state.seconds,
+            bad_steps=state.bad_steps,
+            left_fp8=state.left_fp8,
+            rollbacks=state.rollbacks + 1,
+            skipped_tokens=self._skipped_tokens,
+        )
 
     def _log(self, step: Step, found: Found, nats: float, grad_norm: float, state: TrainState, seconds: float) -> None:
         speed = step.tokens / seconds
@@ -286,6 +362,7 @@ class Trainer:
 
     def evaluate(self, state: TrainState) -> Score:
         """Score the model on the held-out text and record it."""
+        self.at(f"evaluation after step {state.step}")
         began = time.perf_counter()
         score = self.score()
         self.tracker.log(
@@ -307,5 +384,6 @@ class Trainer:
 
     def _save(self, state: TrainState) -> None:
         if state.step > 0:
+            self.at(f"checkpoint of step {state.step}")
             self.saver.save(state, self.model, self.optimizers)
         self._mark = time.perf_counter()

@@ -67,6 +67,7 @@ def write_result(
         "bytes": state.bytes,
         "steps": state.step,
         "skipped_steps": state.bad_steps,
+        "rollbacks": state.rollbacks,
         "seconds": state.seconds,
         "warm_up_seconds": trainer.warm_up_seconds,
         "tokens_per_second": state.tokens / state.seconds,

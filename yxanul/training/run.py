@@ -27,10 +27,11 @@ from yxanul.model import count
 from yxanul.model.transformer import Transformer
 from yxanul.optim.build import build_optimizers
 from yxanul.planning import RunPlan, make_plan
-from yxanul.precision.linear import build_precision
+from yxanul.precision.linear import Precision, build_precision
 from yxanul.reporting.plan_table import plan_table
 from yxanul.reporting.result_table import result_table, written
 from yxanul.tracking import (
+    BackgroundSink,
     ConsoleSink,
     Record,
     SafeSink,
@@ -45,14 +46,17 @@ from yxanul.training import checkpoint
 from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.distributed import ToldElsewhere, World, joined
 from yxanul.training.evaluation import Score, evaluate
+from yxanul.training.guard import Guard
 from yxanul.training.initial import begin_with
 from yxanul.training.loop import Trainer
 from yxanul.training.parallel import shard
 from yxanul.training.result import sample_texts, write_result
+from yxanul.training.room import room_for_checkpoints
 from yxanul.training.setup import build_model
 from yxanul.training.signals import stop_on_signals
 from yxanul.training.text import Text, keep_text, read_text
 from yxanul.training.watch import Watch
+from yxanul.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,10 @@ def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitSta
     _refuse_another_run(config, folder)
     result_file = folder / "result.json"
     if result_file.exists():
-        result = json.loads(result_file.read_text())
+        try:
+            result = json.loads(result_file.read_text())
+        except ValueError as error:
+            raise UserError(f"{result_file}: is damaged; remove it to have it made again") from error
         console.print(
             f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}",
             soft_wrap=True,
@@ -123,6 +130,8 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
         there = yaml.safe_load((folder / "config.yaml").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder / 'config.yaml'}: is damaged; remove it to go on with this run") from error
     free = {"hardware": None, "resume_from_checkpoint": None}  # a run may move to another device
     difference = first_difference(identity(to_plain(config)) | free, identity(there) | free)
     if difference:
@@ -138,28 +147,23 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     precision = build_precision(config.precision, device, config.hardware.compute_capability)
     plan = world.from_first(lambda: make_plan(config, device, precision, world.size))  # it may be timed: one for all
     console.print(plan_table(plan))
+    world.from_first(lambda: room_for_checkpoints(config, folder, len(plan.steps)))
     text = world.after_first(lambda: read_text(config, console))
     stream = Stream(text.corpus, config.seed, text.tokenizer.byte_lengths, counted_documents(text.corpus, config.ngram))
     _say_epochs(plan, stream, console)
 
-    model = build_model(config, plan, precision, device, text.ngrams)
-    if config.init_from is not None:
-        begin_with(Path(config.init_from).expanduser(), config, model, text.tokenizer)
-    if world.size > 1 and config.hardware.parallel is Parallel.fsdp:
-        shard(model, device, world)
+    model = _model(config, plan, precision, device, text, world)
     attention = attention_of(plan.kernels, device, precision.dtype)
     optimizers = build_optimizers(model, config.optimizer)
     state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, text, console))
     if state != world.from_first(lambda: state):
         raise UserError(f"{folder}: process {world.rank} does not find the checkpoint of process 0; share the folder")
     if world.first:
-        with atomic_path(folder / "config.yaml") as path:
-            path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
-        keep_text(text, config, folder)
-        write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
+        _keep(config, plan, text, folder)
     tracker = _tracker(config, folder, plan, state, console) if world.first else Tracker(None, [])
     watch = Watch(model, config.precision, plan.products, plan.fp8)
     watch.leave_fp8(state.left_fp8)
+    watchdog = Watchdog(config.tracking.stall_seconds, folder / f"stalls-{world.rank}.txt")
     saver = Saver(folder / "checkpoints", config.checkpoint.keep, world)
     trainer = Trainer(
         model=model,
@@ -176,7 +180,8 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
         eval_bytes=text.held_out.bytes,
         flops_per_token=partial(count.training_flops_per_token, config.model, config.tokenizer.vocab_size),
         peak_flops=None if plan.emulated else plan.peak_flops,
-        max_bad_steps=config.train.max_bad_steps,
+        guard=Guard(config.train.on_spike, config.train.max_bad_steps),
+        at=watchdog.at,
         watch=watch,
         world=world,
         warm=plan.kernels.compiled or device.type == "cuda",
@@ -184,7 +189,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     tracker.log(_start_row(state, text, time.perf_counter() - began))
     result = None
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop, watchdog:
             state, score = trainer.train(state, stop)
         if state.step == len(plan.steps):
             score = score or _late_score(trainer, state, folder)
@@ -198,6 +203,26 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
     console.print(result_table(result))
     console.print(written(result, folder), highlight=False, soft_wrap=True)
     return 0
+
+
+def _model(
+    config: Config, plan: RunPlan, precision: Precision, device: torch.device, text: Text, world: World
+) -> Transformer:
+    """The model at its beginning, or at that which the user names, shared out if it is to be."""
+    model = build_model(config, plan, precision, device, text.ngrams)
+    if config.init_from is not None:
+        begin_with(Path(config.init_from).expanduser(), config, model, text.tokenizer)
+    if world.size > 1 and config.hardware.parallel is Parallel.fsdp:
+        shard(model, device, world)
+    return model
+
+
+def _keep(config: Config, plan: RunPlan, text: Text, folder: Path) -> None:
+    """Write down what the run is, before its first step."""
+    with atomic_path(folder / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
+    keep_text(text, config, folder)
+    write_json(folder / "plan.json", plan.record() | {"corpus": text.corpus.record()})
 
 
 @contextmanager
@@ -265,7 +290,8 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
         )
     ]
     if tracking.tensorboard:
-        sinks.append(SafeSink("tensorboard", partial(TensorBoardSink, folder / "tensorboard", state.step + 1)))
+        build = partial(TensorBoardSink, folder / "tensorboard", state.step + 1)
+        sinks.append(SafeSink("tensorboard", partial(BackgroundSink, build)))
     mode = wandb_mode(tracking.wandb.mode.value, os.environ)
     if mode != WandbMode.disabled.value:
         build = partial(
@@ -277,7 +303,7 @@ def _tracker(config: Config, folder: Path, plan: RunPlan, state: TrainState, con
             mode=mode,
             project=tracking.wandb.project,
         )
-        sinks.append(SafeSink("wandb", build))
+        sinks.append(SafeSink("wandb", partial(BackgroundSink, build)))
     return Tracker(record, sinks)
 
 

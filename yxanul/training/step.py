@@ -4,6 +4,7 @@ Nothing here waits for the device: batches are made ahead on the host and copied
 is not finite is skipped by the optimizers on the device itself, and what a step found is read when somebody asks.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -81,13 +82,22 @@ def add_gradient(model: nn.Module, batch: Batch, step_tokens: float) -> Tensor:
 
 
 def update(
-    model: Transformer, optimizers: Sequence[torch.optim.Optimizer], step: Step, nats: Tensor, num_bytes: int
+    model: Transformer,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: Step,
+    nats: Tensor,
+    num_bytes: int,
+    most: float = math.inf,
 ) -> Found:
-    """Clip the gathered gradient and take the optimizer step; the device skips one that is not finite."""
+    """Clip the gathered gradient and take the optimizer step; the device skips one that is not finite.
+
+    Args:
+        most: nats above which it is skipped too.
+    """
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), step.grad_clip)
     if hasattr(grad_norm, "full_tensor"):  # of shares that several processes hold
         grad_norm = grad_norm.full_tensor()
-    bad = (~torch.isfinite(nats + grad_norm)).float()
+    bad = (~torch.isfinite(nats + grad_norm) | (nats > most)).float()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = step.lr * group["lr_scale"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -79,10 +80,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def keep_file(source: Path, target: Path) -> None:
-    """A copy of a file, atomically, unless there is one."""
-    if not target.exists():
+    """A copy of a file, atomically, unless there is one like it."""
+    if not target.exists() or not filecmp.cmp(source, target, shallow=False):
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left in a folder that nobody else writes to."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def output_folder(output: str) -> Path:

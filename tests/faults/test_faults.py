@@ -15,7 +15,7 @@ from .same import saved
 from .trial import Case, Verdict
 
 SEED = 1
-SHORT = {"damage-checkpoint": 2, "damage-run": 3}
+SHORT = {"damage-checkpoint": 2, "damage-run": 2}
 """Trials of the short form, where they are more than one."""
 LONG = 50
 
@@ -33,17 +33,7 @@ def check(bench: Bench, name: str, numbers: range) -> None:
         pytest.skip(trials[0].says)
 
 
-KNOWN = {
-    "damage-run": "a damaged tokenizer.json in a run's folder is neither noticed nor made again",
-    "kill-stopping": "a process killed while it stops may leave a temporary folder of a checkpoint behind",
-}
-"""Faults that something is still lost by."""
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN[name])) if name in KNOWN else name for name in FAULTS],
-)
+@pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost(bench, name):
     check(bench, name, range(SHORT.get(name, 1)))
 

@@ -21,7 +21,7 @@ from yxanul.config import Config, Parallel, WandbMode
 from yxanul.data.ngrams import counted_documents
 from yxanul.data.stream import Stream
 from yxanul.errors import ConfigError, LostProcess, UserError
-from yxanul.files import atomic_path, locked, write_json
+from yxanul.files import atomic_path, locked, remove_temporaries, write_json
 from yxanul.kernels import attention_of
 from yxanul.model import count
 from yxanul.model.transformer import Transformer
@@ -109,6 +109,8 @@ def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitSta
         return True
     _refuse_another_number(config, world)
     stack.enter_context(run_lock(folder))
+    for written in (folder, folder / "checkpoints"):
+        remove_temporaries(written)
     return False
 
 

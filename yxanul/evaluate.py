@@ -33,6 +33,7 @@ Tasks are those of EleutherAI's lm-evaluation-harness (for which it must be inst
 
 BY = ("source", "length", "position")
 OF_TEXT = ("data", "context_bytes", "by")
+OF_TASKS = ("task_path", "limit")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--by", action="append", choices=BY, default=[], help="a table more; may be repeated")
     parser.add_argument("--tasks", metavar="TASK[,TASK]", help="of lm-evaluation-harness, instead of text")
     parser.add_argument("--task-path", type=Path, metavar="DIR", help="of more tasks, as YAML files")
+    parser.add_argument("--limit", type=int, metavar="N", help="examples of each task, from its first (all)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of what is printed (table)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -65,14 +67,15 @@ def evaluate(given: argparse.Namespace, console: Console) -> int:
     from yxanul.inference.judge import documents_of, held_out_of, judge, open_judged
     from yxanul.reporting.score_table import score_tables
 
-    for name in ("bytes", "context_bytes"):
+    for name in ("bytes", "context_bytes", "limit"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least 1")
     device = hardware.select_device(Device(given.device))
     if given.tasks is not None:
         return ask(given, device, console)
-    if given.task_path is not None:
-        raise UserError(f"--task-path {given.task_path}: holds tasks, of which --tasks must name some")
+    for name in OF_TASKS:
+        if getattr(given, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: is of tasks; --tasks must name some")
     opened = [open_judged(folder, device) for folder in given.models]
     if given.data is not None:
         texts = documents_of(given.data, given.text_column, given.bytes)
@@ -104,7 +107,7 @@ def ask(given: argparse.Namespace, device: "torch.device", console: Console) -> 
     tasks = open_tasks(given.tasks.split(","), given.task_path)
     progress = Console(file=sys.stderr)
     opened = [open_subject(folder, device, progress) for folder in given.models]
-    found = {folder: measure(subject, tasks) for folder, subject in zip(given.models, opened, strict=True)}
+    found = {folder: measure(subject, tasks, given.limit) for folder, subject in zip(given.models, opened, strict=True)}
     if given.format == "json":
         rows = [{"model": folder.name, **asdict(each)} for folder, measured in found.items() for each in measured]
         print(json.dumps(rows, indent=2))

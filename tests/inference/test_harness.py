@@ -425,6 +425,18 @@ def test_models_stand_beside_one_another(judged, run, stock, tasks):
         assert half == (1 if task == "mine_text" else 2) and values[:half] == pytest.approx(values[half:], rel=1e-2)
 
 
+def test_a_limit_takes_the_first_examples(judged, run, tasks):
+    def value(*limit):
+        _, out, err = judged(run, "--tasks", "mine_text", "--task-path", tasks, "--format", "json", *limit)
+        assert err == ""
+        return json.loads(out)[0]["value"]
+
+    limited, whole = value("--limit", 1), value()
+    data = tasks.parent / "mine_text.jsonl"
+    data.write_text(data.read_text().splitlines()[0])
+    assert limited == value() != whole
+
+
 def the_line(outcome):
     status, out, err = outcome
     assert (status, out) == (1, "")
@@ -467,5 +479,7 @@ def test_data_that_cannot_be_had_is_one_line(judged, run, tasks, monkeypatch):
 def test_other_bad_input_is_one_line(judged, run, tasks):
     assert "no such folder" in the_line(judged(run, "--tasks", "x", "--task-path", tasks / "nothing"))
     assert "--tasks must name some" in the_line(judged(run, "--task-path", tasks))
+    assert "--limit 2: is of tasks" in the_line(judged(run, "--limit", "2"))
+    assert "--limit 0: must be at least 1" in the_line(judged(run, "--tasks", "mine_text", "--limit", "0"))
     assert "--by: is about text" in the_line(judged(run, "--tasks", "mine_text", "--by", "source"))
     assert "is no run" in the_line(judged(tasks, "--tasks", "mine_text", "--task-path", tasks))

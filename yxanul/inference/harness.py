@@ -280,8 +280,11 @@ def open_tasks(asked: Sequence[str], folder: Path | None) -> TaskDict:
     return tasks
 
 
-def measure(subject: Subject, tasks: TaskDict) -> list[Measured]:
+def measure(subject: Subject, tasks: TaskDict, limit: int | None = None) -> list[Measured]:
     """What the harness finds of a model on the tasks, each time with the same examples in the prompts.
+
+    Args:
+        limit: of each task, this many examples from its first.
 
     Raises:
         UserError: a task asks for what is not known here.
@@ -290,7 +293,7 @@ def measure(subject: Subject, tasks: TaskDict) -> list[Measured]:
         _seed()
         for task in tasks["tasks"].values():
             task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-        found = lm_eval.evaluate(subject, tasks, bootstrap_iters=RESAMPLES, log_samples=False)
+        found = lm_eval.evaluate(subject, tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
     return [each for task, metrics in found["results"].items() for each in _measured(task, metrics)]
 
 

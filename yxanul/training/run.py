@@ -109,8 +109,8 @@ def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitSta
         return True
     _refuse_another_number(config, world)
     stack.enter_context(run_lock(folder))
-    for written in (folder, folder / "checkpoints"):
-        remove_temporaries(written)
+    for place in (folder, folder / "checkpoints"):
+        remove_temporaries(place)
     return False
 
 

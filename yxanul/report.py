@@ -129,12 +129,12 @@ def _shares(shares: Shares) -> Iterator[list[object]]:
 
 def _runs(ledger: Ledger) -> Iterator[list[object]]:
     """A row a run: its costs at the target, empty where it never arrives."""
-    yield ["run", "choice", "seed", "finished", "best_bits_per_byte", "target", *AXES]
+    yield ["run", "choice", "seed", "finished", "best_bits_per_byte", "target", *AXES, "folder"]
     for group in ledger.groups:
         for run, reached in zip(group.runs, group.reached, strict=True):
             costs = asdict(reached).values() if reached else [""] * len(AXES)
             known = [run.name, group.name, run.config["seed"], run.result is not None, run.best, ledger.target]
-            yield [*known, *costs]
+            yield [*known, *costs, str(run.folder)]
 
 
 def as_json(ledger: Ledger) -> str:

@@ -27,6 +27,16 @@ def copy_of(folder: Path, to: Path, seed: int = 1, speed: float = 1.0, **keys) -
     return to
 
 
+def chosen(run: Path, **choices: str) -> Path:
+    """The run, as if it had been composed of other choices."""
+    record = run / ".hydra" / "hydra.yaml"
+    hydra = yaml.safe_load(record.read_text())
+    assert hydra["hydra"]["runtime"]["choices"].keys() >= choices.keys()
+    hydra["hydra"]["runtime"]["choices"] |= choices
+    record.write_text(yaml.safe_dump(hydra))
+    return run
+
+
 @pytest.fixture
 def folder(undisturbed, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
@@ -130,6 +140,34 @@ def test_the_whole_recipe_against_those_without_a_choice(capsys, sweep):
     assert "the whole recipe" not in report(capsys, sweep, "--format", "md", "--output", sweep / "other.html")[1]
     page = (sweep / "report.html").read_text()
     assert "<h2>What it leaves out: times as fast as without it, in seconds of training</h2>" in page
+
+
+def test_choices_in_folders_that_nobody_named_are_called_by_their_experiments(capsys, folder, tmp_path):
+    """In all forms of the report, and its runs with them; runs without a whole record as their folders are."""
+    made = "nano-fp32-superbpe8k-ultra-parquet"
+    runs = [
+        copy_of(folder, tmp_path / f"{made}-seed{seed}-0a1b2c{step}{seed}", seed, speed, **keys)
+        for step, (speed, keys) in enumerate([(1, {}), (2, {"attention": "sdpa"}), (6, {"cross_entropy": "liger"})])
+        for seed in (1, 2)
+    ]
+    for run in runs[2:4]:
+        chosen(run, experiment="ladder/4_muon", optimizer="muon", tracking="minimal")
+    shutil.rmtree(runs[4] / ".hydra")
+    (runs[5] / ".hydra" / "hydra.yaml").write_text("hydra:\n  runtime:\n    choices:\n      experi")
+    expected = ["experiment=quickstart", "experiment=ladder/4_muon", made]
+    _, out, _ = report(capsys, *runs, "--against", "previous", "--format", "json")
+    choices = json.loads(out)["choices"]
+    assert [choice["choice"] for choice in choices] == expected
+    assert [choice["factor"]["name"] for choice in choices[1:]] == expected[1:]
+    assert [run["name"] for run in choices[1]["runs"]] == [f"{expected[1]} seed={seed}" for seed in (1, 2)]
+    assert [bar["label"] for bar in bars(runs[0] / "report.html")] == expected[1:]
+    _, out, _ = report(capsys, *runs, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["choice"] for row in rows] == [name for name in expected for _ in (1, 2)]
+    assert [row["folder"] for row in rows] == [str(run) for run in runs]
+    _, out, _ = report(capsys, *runs, "--format", "md")
+    assert "\n| experiment=ladder/4_muon | 2 | 2 (2 to 2) |" in out
+    assert "\nexperiment=ladder/4_muon  " in report(capsys, *runs)[1]
 
 
 @pytest.fixture

@@ -1,21 +1,16 @@
 """The ledger of a set of runs: what each cost to the same quality, and what each choice was worth."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from yxanul.composition import identity
 from yxanul.errors import UserError
 from yxanul.ledger.attribution import Factor, Shares, against_first, ladder, leave_one_out, shares
 from yxanul.ledger.grid import find_choices
+from yxanul.ledger.names import named, recipe_name
 from yxanul.ledger.quality import Reached, comparable, default_target, reach
 from yxanul.ledger.runs import Run
-
-SEED = re.compile(r"\s*\bseed=\d+\b|-seed\d+-[0-9a-f]{8}$")
-"""In the names of runs, what tells seeds apart."""
 
 
 class Against(Enum):
@@ -81,18 +76,13 @@ def make_ledger(runs: Sequence[Run], target: float | None, axis: str, against: A
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     members: dict[str, list[Run]] = {}
-    for run in runs:
-        members.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
-    return [(SEED.sub("", group[0].name) or group[0].name, group) for group in members.values()]
-
-
-def _recipe(run: Run) -> dict[str, Any]:
-    """What runs of one group have in common."""
-    return identity(run.config) | {"seed": None}
+    for run in named(runs):
+        members.setdefault(json.dumps(run.recipe, sort_keys=True), []).append(run)
+    return [(recipe_name(group[0]), group) for group in members.values()]
 
 
 def _shares(groups: Sequence[Group], target: float, axis: str) -> Shares:
-    chosen = find_choices([group.name for group in groups], [_recipe(group.runs[0]) for group in groups])
+    chosen = find_choices([group.name for group in groups], [group.runs[0].recipe for group in groups])
     found = shares({choices: group.by_seed for choices, group in zip(chosen, groups, strict=True)}, axis)
     if found is None:
         seeds = sorted({seed for group in groups for seed in group.by_seed})

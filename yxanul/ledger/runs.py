@@ -4,16 +4,20 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from yxanul.composition import NOT_IDENTITY, identity
 from yxanul.errors import UserError
 from yxanul.sweep.runs import SWEEP, recorded_runs
 from yxanul.tracking import Row, read_rows
+
+NOT_RECIPE = (*NOT_IDENTITY, "sweep")
+"""Groups whose choices change nothing in what a run computes."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Run:
         training: the same as moments, with the bits per byte of their batches; not a number where that was not finite.
         moments: its evaluations, in order.
         held_out: what it was judged on: a hash of the text, and its context; runs are compared if these are equal.
+        choices: of each group of conf/ that has a part in what it computes; empty where Hydra kept no record.
     """
 
     name: str
@@ -92,6 +97,12 @@ class Run:
     moments: list[Moment]
     times: Times
     held_out: str
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The part of the configuration that it computes from, but for the seed."""
+        return identity(self.config) | {"seed": None}
 
     @property
     def best(self) -> float | None:
@@ -157,7 +168,17 @@ def _read(folder: Path, name: str) -> Run:
         moments=[moment(row) for row in evaluations if row["bits_per_byte"] is not None],
         times=times,
         held_out=starts[-1]["held_out"] if starts else "",
+        choices=_choices(folder),
     )
+
+
+def _choices(folder: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())
+        choices = record["hydra"]["runtime"]["choices"].items()
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return {}  # Hydra's file, which a kill can leave half written: a run is read without it
+    return {group: choice for group, choice in choices if group.partition("/")[0] not in NOT_RECIPE}
 
 
 def _times(rows: list[Row], starts: list[Row]) -> Times:

@@ -119,7 +119,10 @@ def average(given: argparse.Namespace, console: Console) -> int:
         )
     if given.to.exists():
         raise UserError(f"{given.to}: is there already; name another folder with --to, or remove it")
-    average_run(given.run, found[-given.last :], given.to)
+    try:
+        average_run(given.run, found[-given.last :], given.to)
+    except OSError as error:
+        raise UserError(f"{given.to}: cannot be written ({error.strerror}); name another folder with --to") from error
     console.print(f"{given.to}: the mean of {', '.join(path.name for path in found[-given.last :])}")
     return 0
 

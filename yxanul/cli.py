@@ -67,6 +67,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     statuses = []
     try:
         _check_flags()
+        _check_folder()
     except UserError as error:
         report(error, kind)
         return _status(error)
@@ -132,6 +133,18 @@ def _check_flags() -> None:
     parser = get_args_parser()
     parser.error = fail
     parser.parse_args()
+
+
+def _check_folder() -> None:
+    """Refuse a folder without a name, as of a variable that is not set: it would be the working directory.
+
+    Raises:
+        ConfigError: the folder of the run or of the sweep.
+    """
+    for word in sys.argv[1:]:
+        key, _, name = word.lstrip("+").partition("=")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not name.strip("\"'"):
+            raise ConfigError(key, "", "is empty; name a folder, or leave the key out")
 
 
 def report(error: Exception, kind: type[Config]) -> None:
@@ -250,8 +263,10 @@ def _no_choices() -> list[str]:
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     folder = config_dir() / group
-    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    return f"{group or 'config'}={choice}: no such choice{_nearest(choice, options)}; there are {', '.join(options)}"
+    found = folder.rglob("*.yaml") if group else folder.glob("*.yaml")
+    options = sorted(str(path.relative_to(folder).with_suffix("")) for path in found)
+    there = f"; there are {', '.join(options)}" if options else "; name one of the group's, not a path"
+    return f"{group or 'config'}={choice}: no such choice{_nearest(choice, options)}{there}"
 
 
 def _one_line(error: Exception) -> str:

@@ -8,10 +8,11 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.filesize import decimal
 
 from yxanul.errors import ConfigError, UserError
@@ -77,6 +78,28 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_record(path: Path, advice: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The keys and values of a JSON or YAML file that a run wrote.
+
+    Args:
+        advice: what to do about it if it is damaged.
+        needed: keys that it must have.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: it cannot be read, or is not there.
+    """
+    read = yaml.safe_load if path.suffix == ".yaml" else json.loads
+    try:
+        record = read(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: is damaged ({str(error).splitlines()[0]}); {advice}") from error
+    lacking = [key for key in needed if key not in record] if isinstance(record, dict) else ["keys and values"]
+    if lacking:
+        raise UserError(f"{path}: is damaged (it lacks {', '.join(lacking)}); {advice}")
+    return record
 
 
 def keep_file(source: Path, target: Path) -> None:

@@ -1,13 +1,12 @@
 """`python -m yxanul.generate RUN "prompt"`: text from a run's model, as it comes."""
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yxanul.command import command_parser, run_command
+from yxanul.command import at_least, command_parser, run_command, whole
 
 if TYPE_CHECKING:
     from yxanul.inference.loading import OpenRun
@@ -32,15 +31,17 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser("generate", "Text from the newest checkpoint of a run.", EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, below outputs/ or multirun_outputs/")
     parser.add_argument("prompt", nargs="?", help="what to continue; without it prompts are read from the terminal")
-    parser.add_argument("--temperature", type=_at_least(0.0), default=0.8, metavar="T", help="0 is greedy (0.8)")
+    parser.add_argument("--temperature", type=at_least(0.0), default=0.8, metavar="T", help="0 is greedy (0.8)")
     parser.add_argument(
-        "--top-k", type=_whole(0), default=50, metavar="K", help="of the K likeliest tokens; 0: all (50)"
+        "--top-k", type=whole(0), default=50, metavar="K", help="of the K likeliest tokens; 0: all (50)"
     )
     parser.add_argument("--top-p", type=_share, default=1.0, metavar="P", help="of the likeliest with share P (1)")
-    parser.add_argument("--max-new-tokens", type=_whole(1), default=128, metavar="N", help="at most (128)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
-    parser.add_argument("--samples", type=_whole(1), default=1, metavar="N", help="continuations, drawn together (1)")
-    parser.add_argument("--seed", type=_whole(0), default=0, help="of the sampling (0)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N", help="at most (128)")
+    parser.add_argument(
+        "--stop", type=_some_text, action="append", default=[], metavar="TEXT", help="end before this; may be repeated"
+    )
+    parser.add_argument("--samples", type=whole(1), default=1, metavar="N", help="continuations, drawn together (1)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -103,33 +104,17 @@ def _continue(run: "OpenRun", prompt: str, given: argparse.Namespace) -> None:
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s{ended}", file=sys.stderr)
 
 
-def _whole(least: int):
-    def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {least}")
-        return int(text)
-
-    return whole
-
-
-def _at_least(least: float):
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is no number of at least {least:g}")
-        return value
-
-    return number
-
-
 def _share(text: str) -> float:
-    value = _at_least(0.0)(text)
+    value = at_least(0.0)(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share above 0 and up to 1")
     return value
+
+
+def _some_text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name the text to end before")
+    return text
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from yxanul.command import command_parser, run_command
+from yxanul.command import at_least, command_parser, run_command
 from yxanul.errors import UserError
 from yxanul.files import atomic_path
 from yxanul.ledger.attribution import SPENT, Shares
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "report", "What runs and sweeps cost to the same quality, and what each choice was worth.", EPILOG
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or of sweeps")
-    parser.add_argument("--target", type=float, metavar="BITS", help="bits per byte (default: what all runs reach)")
+    parser.add_argument("--target", type=at_least(0), metavar="BITS", help="bits per byte (what all runs reach)")
     parser.add_argument("--axis", choices=SPENT, default=SPENT[0], help=f"what costs are counted in ({SPENT[0]})")
     parser.add_argument(
         "--against",

@@ -17,7 +17,7 @@ def seconds_for(cache: Path, name: str) -> float:
     """How long all preparations of `name` took; 0 if it was not made here."""
     try:
         return json.loads(_path(cache, name).read_text())["seconds"]
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damage costs no more than the figure
         return 0.0
 
 

@@ -1,5 +1,7 @@
 """`python -m yxanul.train` as a user starts it: in real processes, and where that is enough in this one."""
 
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -91,12 +93,40 @@ def train(start):
 def command(tiny_run, tmp_path, monkeypatch, capfd):
     """Runs the command in this process, in an empty folder; returns exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that what the command sets is undone
 
-    def run(*overrides: str, base=tiny_run) -> tuple[int, str, str]:
+    def run(*overrides: str, base=tiny_run, task=train_task) -> tuple[int, str, str]:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which the command sets
         monkeypatch.setattr(sys, "argv", ["yxanul.train", *base, *overrides])
-        status = cli.run(train_task, "train")
+        status = cli.run(task, "train")
         return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capfd):
+    """Runs any command in this process, in an empty folder, and gives the one line in which it refuses.
+
+    `refused("generate", "DIR", "text")`; the status is 1, or argparse's 2 for a flag that is wrong.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(program: str, *arguments: str) -> str:
+        module = importlib.import_module(f"yxanul.{program}" if program != "sweep" else "yxanul.sweep.__main__")
+        capfd.readouterr()  # what libraries say when they are imported is not the command's
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which a command that composes sets
+        monkeypatch.setattr(sys, "argv", [f"yxanul.{program}", *arguments])
+        try:
+            if hasattr(module, "main"):
+                status = module.main(list(arguments))
+            else:
+                task = getattr(module, program)
+                status = cli.run(task, program, inspect.get_annotations(task, eval_str=True)["config"])
+        except SystemExit as left:
+            status = left.code
+        err = capfd.readouterr().err
+        assert status in (1, 2) and re.fullmatch(r"error: \S[^\n]*\n", err), (status, err)
+        return err
 
     return run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from yxanul.errors import UserError
 from yxanul.tracking import Record, read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def test_a_whole_last_line_counts_even_without_its_newline(path):
 def test_damage_before_the_last_line_is_named_not_hidden(path):
     path.parent.mkdir()
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is damaged \(line 2"):
         read_rows(path)
 
 

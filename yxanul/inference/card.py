@@ -1,8 +1,10 @@
 """The model card of an exported run, filled from what the run says of itself."""
 
-import json
-
+from yxanul.errors import UserError
+from yxanul.files import read_record
 from yxanul.inference.loading import OpenRun
+
+AGAIN = "remove it and start the run's command again, which makes it"
 
 TEMPLATE = """\
 ---
@@ -36,13 +38,20 @@ The licence of the weights follows from that of the data, which the run does not
 
 
 def model_card(run: OpenRun, architecture: str) -> str:
-    """Markdown, as the Hugging Face hub shows it."""
+    """Markdown, as the Hugging Face hub shows it.
+
+    Raises:
+        UserError: what the run says of itself is damaged, or its plan is missing.
+    """
     config, state = run.config, run.state
     try:
-        result = json.loads((run.folder / "result.json").read_text())
+        result = read_record(run.folder / "result.json", AGAIN, ["bits_per_byte", "eval_bytes", "held_out"])
     except FileNotFoundError:
         result = None
-    plan = json.loads((run.folder / "plan.json").read_text())
+    path = run.folder / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; start the run's command again, which makes it")
+    plan = read_record(path, AGAIN, ["computes", "stages", "device", "parameters"])
     rows = {
         "data": config.data.repo or config.data.path or config.data.kind.value,
         "trained on": f"{state.tokens:,} tokens, {state.bytes:,} bytes, {state.step:,} steps",

@@ -17,6 +17,7 @@ from yxanul.tokenizer.load import Tokenizer, open_tokenizer
 from yxanul.training import checkpoint
 from yxanul.training.checkpoint import TrainState
 from yxanul.training.text import NGRAMS, TOKENIZER
+from yxanul.validation import validate
 
 CONFIG = "config.yaml"
 
@@ -75,10 +76,12 @@ def run_config(folder: Path) -> Config:
     """
     path = folder / CONFIG
     try:
-        return recorded(yaml.safe_load(path.read_text()))
+        config = recorded(yaml.safe_load(path.read_text(encoding="utf-8")))
+        validate(config)
+        return config
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: is no run (it has no {CONFIG}); name a folder below outputs/") from None
-    except (yaml.YAMLError, UserError) as error:
+    except (yaml.YAMLError, ValueError, UserError) as error:
         raise UserError(
             f"{path}: cannot be read ({str(error).splitlines()[0]}); was it written by this version?"
         ) from None

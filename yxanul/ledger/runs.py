@@ -1,6 +1,5 @@
 """The runs that a ledger is made of, read from their folders: finished, on their way or dead."""
 
-import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ import yaml
 
 from yxanul.composition import NOT_IDENTITY, identity
 from yxanul.errors import UserError
+from yxanul.files import read_record
 from yxanul.sweep.runs import SWEEP, recorded_runs
 from yxanul.tracking import Row, read_rows
 
@@ -145,12 +145,14 @@ def _folders(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _read(folder: Path, name: str) -> Run:
+    advice = "leave this run out, or start its command again"
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        plan = json.loads((folder / "plan.json").read_text())
-        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else None
+        config = read_record(folder / "config.yaml", advice, ["data", "hardware", "seed"])
+        plan = read_record(folder / "plan.json", advice, ["stages", "processes"])
+        finished = (folder / "result.json").exists()
+        result = read_record(folder / "result.json", advice, ["bits_per_byte"]) if finished else None
         rows = read_rows(folder / "metrics.jsonl")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{folder}: cannot be read as a run ({error})") from error
     steps = [row for row in rows if row["kind"] == "train"]
     evaluations = [row for row in rows if row["kind"] == "eval"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from yxanul.command import command_parser, run_command
+from yxanul.command import at_least, command_parser, run_command
 from yxanul.sweep import scheduler
 from yxanul.sweep.launcher import report
 from yxanul.sweep.runs import launcher_of, recorded_runs
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument("sweep", type=Path, metavar="SWEEP", help="its folder, below multirun_outputs/")
         if name == "wait":
-            command.add_argument("--poll", type=float, default=5, help="seconds between two looks (default: 5)")
+            command.add_argument("--poll", type=at_least(0), default=5, help="seconds between two looks (default: 5)")
         if name == "logs":
             command.add_argument("runs", nargs="*", metavar="KEY=VALUE", help="only runs with all of these")
     given = parser.parse_args(arguments)

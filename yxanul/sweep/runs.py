@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from yxanul.errors import UserError
-from yxanul.files import write_json
+from yxanul.files import read_record, write_json
 
 SWEEP, LAUNCHER, OUTCOME, JOB = "sweep.json", "launcher.json", "outcome.json", "job"
 
@@ -83,11 +83,9 @@ def recorded_runs(sweep: Path) -> dict[str, str]:
         UserError: the folder holds no sweep.
     """
     try:
-        return json.loads((sweep / SWEEP).read_text())["runs"]
+        return read_record(sweep / SWEEP, "remove it and start the sweep's command again", ["runs"])["runs"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{sweep}: holds no sweep; name a folder below multirun_outputs/") from error
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{sweep / SWEEP}: is damaged; remove it and start the sweep's command again") from error
 
 
 def record_launcher(sweep: Path, process: int) -> None:
@@ -138,8 +136,8 @@ def record_outcome(folder: Path, status: int | None) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a file that is there whole or not at all."""
+    """The content of a file that is there whole or not at all; raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_text())
+        return read_record(path, "remove it and start the command again")
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from yxanul.errors import UserError
 from yxanul.files import atomic_path
 from yxanul.tracking.rows import Row
 
@@ -74,8 +75,10 @@ def _parse(content: bytes, path: Path) -> Iterator[tuple[bytes, Row]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError("it is no object with a step")
         except ValueError as error:
             if number == len(lines):
                 return
-            raise ValueError(f"{path}, line {number} is not a JSON row: {error}") from error
+            raise UserError(f"{path}: is damaged (line {number} is no row: {error}); remove that line") from error
         yield line, row

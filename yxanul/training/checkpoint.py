@@ -222,10 +222,11 @@ def _look(checkpoint: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[s
     import torch.distributed.checkpoint as dcp  # takes most of a second
 
     verify(checkpoint)
-    shapes = {
-        name: tuple(tensor.size)
-        for name, tensor in dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata.items()
-    }
+    try:
+        found = dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    except SafetensorError as error:  # its hash fits, but it never was one
+        raise UserError(f"{checkpoint}: holds what is no safetensors file ({error}); name another") from error
+    shapes = {name: tuple(tensor.size) for name, tensor in found.items()}
     weights = model.state_dict()
     _refuse_another_model(checkpoint, weights, {name: shape for name, shape in shapes.items() if "/" not in name})
     return weights, {name: shape for name, shape in shapes.items() if "/" in name}

@@ -21,7 +21,12 @@ def begin_with(folder: Path, config: Config, model: Transformer, tokenizer: Toke
 
         from_stock(config, model, folder)
         return
-    path = folder if (folder / checkpoint.MANIFEST).is_file() else newest_checkpoint(folder)
+    if (folder / checkpoint.MANIFEST).is_file():
+        path = folder
+    elif (folder / "checkpoints").is_dir():
+        path = newest_checkpoint(folder)
+    else:
+        raise UserError(f"init_from={folder}: is no run, no checkpoint and no Hugging Face folder; name one")
     state = checkpoint.load_weights(path, model)
     if state.tokenizer != tokenizer.fingerprint:
         raise UserError(f"init_from={folder}: was trained with another tokenizer; compose the same one")

@@ -1,6 +1,5 @@
 """One run from configuration to result: make what it needs, resume where it was, train, and say what came out."""
 
-import json
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from yxanul.config import Config, Parallel, WandbMode
 from yxanul.data.ngrams import counted_documents
 from yxanul.data.stream import Stream
 from yxanul.errors import ConfigError, LostProcess, UserError
-from yxanul.files import atomic_path, locked, remove_temporaries, write_json
+from yxanul.files import atomic_path, locked, read_record, remove_temporaries, write_json
 from yxanul.kernels import attention_of
 from yxanul.model import count
 from yxanul.model.transformer import Transformer
@@ -98,10 +97,7 @@ def _finished_or_ours(config: Config, folder: Path, world: World, stack: ExitSta
     _refuse_another_run(config, folder)
     result_file = folder / "result.json"
     if result_file.exists():
-        try:
-            result = json.loads(result_file.read_text())
-        except ValueError as error:
-            raise UserError(f"{result_file}: is damaged; remove it to have it made again") from error
+        result = read_record(result_file, "remove it to have it made again", ["bits_per_byte"])
         console.print(
             f"{folder} is finished: {result['bits_per_byte']:.4f} bits per byte; see {result_file}",
             soft_wrap=True,
@@ -129,11 +125,9 @@ def _refuse_another_number(config: Config, world: World) -> None:
 def _refuse_another_run(config: Config, folder: Path) -> None:
     """A folder that the user names (hydra.run.dir) may hold a run of other settings; nothing is mixed into it."""
     try:
-        there = yaml.safe_load((folder / "config.yaml").read_text())
+        there = read_record(folder / "config.yaml", "remove it to go on with this run", ["data", "hardware"])
     except (FileNotFoundError, NotADirectoryError):
         return
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / 'config.yaml'}: is damaged; remove it to go on with this run") from error
     free = {"hardware": None, "resume_from_checkpoint": None}  # a run may move to another device
     difference = first_difference(identity(to_plain(config)) | free, identity(there) | free)
     if difference:

@@ -34,6 +34,7 @@ def config(memory_gb=1.0, peak=None, device=Device.cpu, **micro_batch):
         utilization=0.4,
         micro_batch=entries,
         compile="auto",
+        deterministic=False,
         recompute=0.0,
         nodes=1,
         gpus_per_node=1,

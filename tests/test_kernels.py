@@ -77,6 +77,20 @@ def test_the_fastest_is_chosen_for_each_length(compose, monkeypatch):
     assert [chosen(length) for length in (1, 9, 4096)] == [several["b"], several["a"], several["a"]]
 
 
+def test_nothing_is_timed_where_the_same_bits_are_wanted(compose, monkeypatch):
+    here = {
+        "cross_entropy_kernels": {"chunked": summed_cross_entropy, "liger": None},
+        "attentions": {"sdpa": sdpa, "flex": None},
+    }
+    for name, found in here.items():
+        monkeypatch.setattr(kernels, name, lambda *_, found=found: found)
+    config = compose("model=nano", "hardware.deterministic=true")
+    found = choose_kernels(config, torch.device("meta"), torch.float32, ROWS, False)
+    assert found == Kernels({8: "sdpa", 32: "sdpa"}, "chunked", compiled=False)
+    monkeypatch.setattr(kernels, "find_compiler", lambda device: "triton")
+    assert compiles(compose("model=nano").hardware, CUDA) and not compiles(config.hardware, CUDA)
+
+
 def test_the_faster_loss_is_chosen(compose, monkeypatch):
     def slow(hidden, weight, targets):
         time.sleep(0.2)

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from yxanul.config import (
+    AttentionKernel,
     Backend,
     Config,
     CrossEntropyKernel,
@@ -25,6 +26,7 @@ from yxanul.errors import ConfigError, UserError
 from yxanul.validation import validate
 
 MUON = MuonConfig(lr=0.02, momentum=0.95, weight_decay=0.0, iterations=5)
+IN_ORDER = {"hardware.deterministic": True}
 
 
 def stage(seq_len: int = 8, step_tokens: int = 64, share: float = 1.0, lr_scale: float = 1, grad_clip: float = 1):
@@ -138,6 +140,10 @@ CASES = [
     ({"hardware.micro_batch": 7}, "hardware.micro_batch=7", "must be auto, or sequences for each length"),
     ({"hardware.compile": "sometimes"}, "hardware.compile=sometimes", "must be auto, true or false"),
     ({"hardware.recompute": 1.5}, "hardware.recompute=1.5", "share of the layers between 0 and 1"),
+    ({**IN_ORDER, "attention": AttentionKernel.flex}, "attention=flex", "deterministic=true take auto or sdpa"),
+    ({**IN_ORDER, "cross_entropy": CrossEntropyKernel.liger}, "cross_entropy=liger", "take auto or chunked"),
+    ({**IN_ORDER, "hardware.compile": True}, "hardware.compile=True", "take auto or false"),
+    ({**IN_ORDER, "precision.fp8": True}, "precision.select=timed", "take all, or patterns"),
     ({"hardware.micro_batch": {"8": 0}}, "hardware.micro_batch.8=0", "at least 1, or auto"),
     ({"hardware.micro_batch": {"8": "many"}}, "hardware.micro_batch.8=many", "at least 1, or auto"),
     ({"hardware.micro_batch": {"long": 1}}, "hardware.micro_batch.long=1", "long is not a sequence length"),
@@ -148,6 +154,7 @@ CASES = [
     ({"precision.select": (1,)}, "precision.select=(1,)", "must be all, timed, or a list of patterns"),
     ({"precision.start_step": -1}, "precision.start_step=-1", "not be negative"),
     ({"precision.fp8": True, "precision.compute_dtype": Dtype.fp32}, "precision.fp8=True", "compute_dtype=bf16"),
+    ({"precision.fp8": True, "precision.layers": "mine"}, "precision.layers=mine", "exclude one another"),
     (
         {"precision.recipe": Recipe.delayed, "precision.backend": Backend.emulated},
         "precision.recipe=delayed",
@@ -203,6 +210,8 @@ ALLOWED = [
     {"hardware.micro_batch": {}},
     {"hardware.micro_batch": "auto"},
     {"hardware.compile": True, "hardware.recompute": 1.0},
+    {**IN_ORDER, "attention": AttentionKernel.bmm, "cross_entropy": CrossEntropyKernel.plain},
+    {**IN_ORDER, "precision.fp8": True, "precision.select": "all"},
     {"optimizer.muon": MUON},
     {"optimizer.betas": (0.0, 0.0)},
     {"schedule.kind": ScheduleKind.wsd, "schedule.warmup": 0.8, "schedule.decay": 0.2},

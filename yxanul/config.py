@@ -138,6 +138,7 @@ class PrecisionConfig:
     """What the matrix products compute in; weights, optimizer state and loss are always float32."""
 
     compute_dtype: Dtype  # of activations, and of every product that is not in FP8
+    layers: Optional[str]  # a module of yours, yxanul_precision.<this>, that makes the layers; null: those of here
     fp8: bool  # the products of the layers' matrices in FP8, as far as the plan puts them there
     backend: Backend  # auto: Transformer Engine, else torch's scaled_mm; on a CPU emulated
     recipe: Recipe  # auto: by backend and GPU
@@ -208,6 +209,7 @@ class HardwareConfig:
     micro_batch: Any  # "auto", or sequence length -> sequences at once on a device or "auto"
     compile: Any  # torch.compile for the layers: true, false, or "auto": where it pays, on a GPU
     recompute: float  # share of the layers that compute their feed-forward again instead of keeping it, 0..1
+    deterministic: bool  # on a GPU too the same command gives the same weights, bit for bit; slower
     nodes: int  # to plan for, and with more than one GPU in all to insist on; training takes what it is started with
     gpus_per_node: int
     parallel: Parallel  # of several processes, each holds the whole model (ddp) or a share of it (fsdp)

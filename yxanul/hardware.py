@@ -122,6 +122,16 @@ def memory_in_use(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def set_deterministic(wanted: bool) -> None:
+    """Whether this process is to compute the same bits each time; to be called before it uses a GPU.
+
+    An operation for which torch has no such kernel then raises RuntimeError.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or sums may depend on which workspace was free
+    torch.use_deterministic_algorithms(wanted)
+
+
 def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, have the C library keep what tensors free for the next ones instead of giving it back to the system.
 

@@ -57,7 +57,7 @@ def choose_kernels(
     losses_here = _candidates("cross_entropy", cross_entropy, _losses(config, device))
 
     def attention_for(seq_len: int, tokens: int) -> str:
-        if device.type == "cpu":  # by rule, so that the same command gives the same weights to the last bit
+        if device.type == "cpu" or config.hardware.deterministic:  # by rule, for the same weights to the last bit
             return next(iter(attentions_here))
         starts = range(0, tokens, seq_len)
         return _fastest(
@@ -84,7 +84,9 @@ def compiles(hardware: HardwareConfig, device: torch.device) -> bool:
     compiler = find_compiler(device)
     if hardware.compile is True and compiler is None:
         raise ConfigError("hardware.compile", True, "torch.compile needs Triton on a GPU and a C++ compiler on a CPU")
-    return device.type == "cuda" and compiler is not None if hardware.compile == AUTO else hardware.compile
+    if hardware.compile == AUTO:
+        return device.type == "cuda" and compiler is not None and not hardware.deterministic
+    return hardware.compile
 
 
 def find_compiler(device: torch.device) -> str | None:
@@ -143,7 +145,7 @@ def _losses(config: Config, device: torch.device) -> Mapping[str, CrossEntropy]:
     kernels = cross_entropy_kernels(device)
     if config.cross_entropy.value != AUTO:
         return kernels | ON_REQUEST
-    return {"chunked": kernels["chunked"]} if config.ngram.order else kernels
+    return {"chunked": kernels["chunked"]} if config.ngram.order or config.hardware.deterministic else kernels
 
 
 def _candidates(key: str, asked: str, here: Mapping[str, Callable]) -> Mapping[str, Callable]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yxanul.config import (
+    AttentionKernel,
     Backend,
     Config,
     CrossEntropyKernel,
@@ -38,6 +39,12 @@ MOST_OF = {"model.num_layers": 10_000, "tokenizer.vocab_size": 2**24}
 MOST_STEPS, MOST_STEP_TOKENS = 10**7, 2**28
 """Of a plan, which holds every step and every micro-batch of a step."""
 
+IN_ORDER = {
+    *(AttentionKernel.auto, AttentionKernel.sdpa, AttentionKernel.bmm),
+    *(CrossEntropyKernel.auto, CrossEntropyKernel.chunked, CrossEntropyKernel.plain),
+}
+"""Kernels that sum in a fixed order when torch is told to."""
+
 SEEDS = 2**64
 """How many torch's generators tell apart."""
 
@@ -55,6 +62,7 @@ def validate(config: Config) -> None:
     _steps(config)
     _micro_batches(config.hardware)
     _compute(config.hardware)
+    _deterministic(config)
     _precision(config.precision)
     _shares(config)
     _data(config.data)
@@ -284,6 +292,23 @@ def _compute(hardware: HardwareConfig) -> None:
         raise ConfigError("hardware.recompute", hardware.recompute, "must be a share of the layers between 0 and 1")
 
 
+def _deterministic(config: Config) -> None:
+    """Refuse what sums in no fixed order on a GPU, and what is chosen there by a clock."""
+    if not config.hardware.deterministic:
+        return
+    timed = config.precision.fp8 and config.precision.select == "timed"
+    for key, value, wrong, others in (
+        ("attention", config.attention.value, config.attention not in IN_ORDER, "auto or sdpa"),
+        ("cross_entropy", config.cross_entropy.value, config.cross_entropy not in IN_ORDER, "auto or chunked"),
+        ("hardware.compile", True, config.hardware.compile is True, "auto or false"),
+        ("precision.select", "timed", timed, "all, or patterns"),
+    ):
+        if wrong:
+            raise ConfigError(
+                key, value, f"may round otherwise each time; with hardware.deterministic=true take {others}"
+            )
+
+
 def _precision(precision: PrecisionConfig) -> None:
     selected = precision.select
     patterns = isinstance(selected, (list, tuple)) and all(isinstance(each, str) for each in selected)
@@ -295,6 +320,8 @@ def _precision(precision: PrecisionConfig) -> None:
         raise ConfigError("precision.start_step", precision.start_step, "must not be negative")
     if precision.fp8 and precision.compute_dtype is Dtype.fp32:
         raise ConfigError("precision.fp8", True, "needs precision.compute_dtype=bf16 for what is not in FP8")
+    if precision.fp8 and precision.layers is not None:
+        raise ConfigError("precision.layers", precision.layers, "and precision.fp8 exclude one another; choose one")
     if precision.recipe is Recipe.delayed and precision.backend in (Backend.scaled_mm, Backend.emulated):
         raise ConfigError(
             "precision.recipe",

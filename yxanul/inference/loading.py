@@ -41,7 +41,7 @@ class OpenRun:
 def open_run(folder: Path, device: torch.device, dtype: Dtype | None = None) -> OpenRun:
     """Open the newest checkpoint of a run.
 
-    FP8 is for training: its products are made in the activations' dtype here.
+    FP8 and layers of the user's own are for training: products are made in the activations' dtype here.
 
     Args:
         dtype: what to compute in; None for what the run did.
@@ -52,7 +52,8 @@ def open_run(folder: Path, device: torch.device, dtype: Dtype | None = None) -> 
     config = run_config(folder)
     path = newest_checkpoint(folder)
     tokenizer = run_tokenizer(folder, config)
-    precision = replace(config.precision, fp8=False, compute_dtype=dtype or config.precision.compute_dtype)
+    dtype = dtype or config.precision.compute_dtype
+    precision = replace(config.precision, fp8=False, layers=None, compute_dtype=dtype)
     built = build_precision(precision, device)
     ngrams = read_ngrams(folder / NGRAMS, tokenizer.end_of_text) if config.ngram.order else None
     model = Transformer(

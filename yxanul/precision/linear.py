@@ -4,6 +4,7 @@ Weights are float32 (the optimizer's master copy); a layer casts them for its pr
 gradients, so accumulation over micro-batches stays in float32.
 """
 
+import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,9 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yxanul.config import Backend, Dtype, PrecisionConfig
+from yxanul.errors import ConfigError
 from yxanul.model.transformer import LinearFactory
 from yxanul.precision.products import Fp8Linear, emulated, products, scaled_mm
 from yxanul.precision.support import Choice, choose, machine
+
+MODULES = "yxanul_precision"
+"""Package of the users' modules. It has no __init__.py, so that every folder on the path may hold a part of it."""
 
 
 class BF16Linear(nn.Linear):
@@ -37,6 +42,7 @@ class Precision:
         fp8: what makes products in FP8, None if nothing does.
         around: makes the context that a forward runs in; None where it needs none.
         lost: why FP8 that was asked for does not run; None if it does or was not asked for.
+        layers: the user's module that the layers are of, None if they are of here.
     """
 
     linear: LinearFactory
@@ -45,6 +51,7 @@ class Precision:
     fp8: Choice | None = None
     around: Callable[[], AbstractContextManager] | None = None
     lost: str | None = None
+    layers: str | None = None
 
 
 def build_precision(config: PrecisionConfig, device: torch.device, capability: float | None = None) -> Precision:
@@ -56,9 +63,12 @@ def build_precision(config: PrecisionConfig, device: torch.device, capability: f
         capability: of a GPU that is planned for and not here.
 
     Raises:
-        ConfigError: FP8 cannot run and precision.fallback=error.
+        ConfigError: FP8 cannot run and precision.fallback=error, or precision.layers names no module.
     """
     base = _without_fp8(config, device)
+    if config.layers is not None:
+        make = partial(factory_of(config.layers), dtype=base.dtype)
+        return replace(base, linear=make, computes=f"{config.layers} over {base.computes}", layers=config.layers)
     if not config.fp8:
         return base
     found = choose(config, machine(device, capability))
@@ -66,6 +76,25 @@ def build_precision(config: PrecisionConfig, device: torch.device, capability: f
         return replace(base, lost=found)
     of_fp8 = _transformer_engine if found.backend is Backend.te else _by_products
     return replace(of_fp8(config, found, base.dtype), computes=f"{found} over {base.computes}")
+
+
+def factory_of(name: str) -> Callable[..., nn.Module]:
+    """`linear(in_features, out_features, dtype)` of the user's module yxanul_precision.<name>.
+
+    It makes a layer without bias with one float32 parameter, weight (out, in), that takes (tokens, in) to
+    (tokens, out); dtype is that of the activations. A configuration names a file of that one folder and nothing else,
+    so that a stranger's can have no code run but what the user has put there.
+
+    Raises:
+        ConfigError: there is no such module, it fails to import, or it has no such function.
+    """
+    advice = f"put {name}.py, with linear(in_features, out_features, dtype), into a folder {MODULES} on PYTHONPATH"
+    if not name.isidentifier():
+        raise ConfigError("precision.layers", name, "must be the name of a Python file, without .py")
+    try:
+        return importlib.import_module(f"{MODULES}.{name}").linear
+    except (ImportError, AttributeError) as error:
+        raise ConfigError("precision.layers", name, f"{error}; {advice}") from error
 
 
 def _without_fp8(config: PrecisionConfig, device: torch.device) -> Precision:

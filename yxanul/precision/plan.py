@@ -40,7 +40,7 @@ class PlannedProduct:
         role: forward, data gradient or weight gradient; "all" for a part that is planned as one.
         m, n, k: tokens of a micro-batch at each sequence length (ascending), outputs, inputs; None for attention.
         share: of the run's FLOPs.
-        format: "fp8", "bf16" or "fp32".
+        format: "fp8", "bf16", "fp32", or what precision.layers names.
         reason: why.
         speedup: how many times as fast it is in that format as in the activations' dtype, where that was timed.
     """
@@ -89,6 +89,7 @@ def plan_products(
     m = tuple(rows[length] for length in sorted(rows))
     total = sum(count * training_flops_per_token(model, vocab_size, length) for length, count in tokens.items())
     base = "bf16" if precision.dtype is torch.bfloat16 else "fp32"
+    inside = precision.layers or base
 
     def share(n: int, k: int) -> float:
         return 2 * n * k * sum(tokens.values()) / total
@@ -98,7 +99,7 @@ def plan_products(
         for matrix, (n, k) in layer_matrices(model).items():
             decided = _decide(config, precision, index - model.num_layers, f"blocks.{index}.{matrix}", m, n, k, timer)
             for role, each in decided.items():
-                format_, speedup = (FP8, each.ratio) if each.fp8 else (base, None)
+                format_, speedup = (FP8, each.ratio) if each.fp8 else (inside, None)
                 of_layer = f"blocks.{index}.{matrix}", role.value, m, n, k, share(n, k)
                 found.append(PlannedProduct(*of_layer, format_, each.reason, speedup))
     rank, hidden = model.embedding_rank or model.hidden_size, model.hidden_size
@@ -121,6 +122,8 @@ def _decide(
     timer: Timer | None,
 ) -> dict[Role, _Decision]:
     """For each product of a layer's matrix; Transformer Engine takes all three or none."""
+    if precision.layers is not None:
+        return dict.fromkeys(Role, _Decision(False, "as precision.layers says"))
     if precision.fp8 is None:
         return dict.fromkeys(Role, _Decision(False, precision.lost or "as precision.compute_dtype says"))
     names = (name, re.sub(r"^blocks\.\d+", f"blocks.{from_end}", name))

@@ -74,6 +74,7 @@ def train_run(config: Config, folder: Path, console: Console, began: float) -> i
         UserError: the data, the tokenizer, a checkpoint or the device cannot be used, or the folder holds
             another run.
     """
+    hardware.set_deterministic(config.hardware.deterministic)
     device = hardware.select_device(config.hardware.device)
     try:
         with joined(device) as world:

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from yxanul.composition import config_dir, first_difference, known_keys, parse, recorded, register, run_name, to_plain
+from yxanul.composition import config_dir, first_difference, known_keys, parse, register, run_name, to_plain
 from yxanul.config import Config, Dtype, MuonConfig, WandbMode
 from yxanul.errors import ConfigError
 
@@ -134,13 +134,6 @@ def test_a_configuration_survives_yaml(compose, overrides):
     assert json.loads(json.dumps(plain)) == plain == to_plain(config)
     schema = ConfigStore.instance().load("schema.yaml").node
     assert parse(OmegaConf.merge(schema, plain)) == config
-
-
-def test_what_an_earlier_version_recorded_means_what_it_meant(compose):
-    config = compose(*CHEAP)
-    plain = to_plain(config)
-    del plain["hardware"]["deterministic"]
-    assert recorded(plain) == config
 
 
 def test_to_plain_leaves_nothing_but_plain_values(compose):

@@ -38,9 +38,6 @@ NOT_TEXT = ("cache", "on_error", "workers", "part", "parts")
 NOT_HARDWARE = ("nodes", "gpus_per_node", "parallel", "gpu_bandwidth", "node_bandwidth")
 """Keys of hardware that change nothing in what a run computes: it goes on with another number of processes."""
 
-LATER = {"hardware": {"deterministic": False}, "precision": {"layers": None}}
-"""Keys that configurations recorded by earlier versions lack, with what was meant; the same runs keep their names."""
-
 
 def parse(config: DictConfig, schema: type[Config] = Config) -> Config:
     """The composed configuration as frozen dataclasses of `schema`, interpolations resolved.
@@ -61,7 +58,7 @@ def recorded(plain: dict[str, Any]) -> Config:
     if not isinstance(plain, dict):
         raise ConfigError("configuration", "recorded", "holds no keys")
     try:
-        return parse(OmegaConf.merge(OmegaConf.structured(_writable(Config)), LATER, plain))
+        return parse(OmegaConf.merge(OmegaConf.structured(_writable(Config)), plain))
     except OmegaConfBaseException as error:
         raise ConfigError("configuration", "recorded", str(error).splitlines()[0]) from error
 
@@ -137,8 +134,6 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
     kept["data"] = {key: value for key, value in kept["data"].items() if key not in NOT_TEXT}
     kept["hardware"] = {key: value for key, value in kept["hardware"].items() if key not in NOT_HARDWARE}
-    for group, keys in LATER.items():
-        kept[group] = {key: value for key, value in kept[group].items() if (key, value) not in keys.items()}
     return kept
 
 

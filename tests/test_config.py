@@ -255,6 +255,7 @@ def test_every_run_of_a_sweep_has_a_name_of_its_own():
 
 def test_first_difference_names_the_key_and_both_values():
     here, there = {"a": 1, "b": {"c": [1, 2], "d": None}}, {"a": 1, "b": {"c": [1, 3], "d": None}}
-    assert first_difference(here, there) == ("b.c", [1, 2], [1, 3])
+    assert first_difference(here, there) == ("b.c.1", 2, 3)
+    assert first_difference([1], [1, 2]) == ("", [1], [1, 2])
     assert first_difference(here, here) is None
     assert first_difference({"a": {}}, {}) == ("a", {}, None)

@@ -139,6 +139,8 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
 
 def first_difference(here: Any, there: Any, key: str = "") -> tuple[str, Any, Any] | None:
     """The first dotted key at which two plain values differ, with both values; None if they are equal."""
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        here, there = dict(enumerate(here)), dict(enumerate(there))
     if isinstance(here, dict) and isinstance(there, dict):
         for name in sorted(here.keys() | there.keys()):
             found = first_difference(here.get(name), there.get(name), f"{key}.{name}".lstrip("."))

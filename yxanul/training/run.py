@@ -134,7 +134,7 @@ def _refuse_another_run(config: Config, folder: Path) -> None:
     if difference:
         key, ours, theirs = difference
         raise UserError(
-            f"{key}={ours}: {folder} holds a run with {key}={theirs}; choose another hydra.run.dir, "
+            f"{key}={ours}: {folder} holds a run with {key}={theirs} (its config.yaml); choose another hydra.run.dir, "
             "and resume_from_checkpoint to go on from its weights"
         )
 

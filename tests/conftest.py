@@ -59,6 +59,7 @@ def model_config():
         num_kv_heads=2,
         intermediate_size=48,
         embedding_rank=None,
+        tied=True,
         max_seq_len=64,
         norm=Norm.rmsnorm,
         norm_eps=1e-6,

@@ -72,8 +72,8 @@ def find_ring(hardware: HardwareConfig, processes: int) -> Ring:
 def step_sending(config: Config, ring: Ring, micro_batches: Sequence[int], compute: float) -> Sending:
     """What one optimizer step sends, by `hardware.parallel`.
 
-    The embedding counts as one block: its gradient is there when the backward ends, for the lookup comes last and
-    shares the table with the head, and its weights are what the forward begins with.
+    The embedding's gradient is there when the backward ends, for the lookup comes last. With the head, its own or tied,
+    it is one block of FSDP, whose weights are what the forward begins with.
 
     Args:
         micro_batches: sequences of each micro-batch of a process.
@@ -84,7 +84,8 @@ def step_sending(config: Config, ring: Ring, micro_batches: Sequence[int], compu
     embedding = FLOAT * count.embedding_parameters(config.model, vocab)
     computes = [compute * sequences / sum(micro_batches) for sequences in micro_batches]
     if config.hardware.parallel is Parallel.fsdp:
-        block = max(embedding, FLOAT * count.layer_matrix_parameters(config.model))
+        ends = embedding + FLOAT * count.head_parameters(config.model, vocab)
+        block = max(ends, FLOAT * count.layer_matrix_parameters(config.model))
         return fsdp_sending(ring.seconds(weights), ring.seconds(block), computes)
     last_bucket = min(weights, max(embedding, BUCKET))
     return ddp_sending(2 * ring.seconds(weights), 2 * ring.seconds(last_bucket), computes[-1])

@@ -17,6 +17,7 @@ class Norm(Enum):
 class FeedForward(Enum):
     swiglu = "swiglu"
     gelu = "gelu"
+    relu2 = "relu2"  # ReLU squared, arXiv 2109.08668
 
 
 class Positions(Enum):
@@ -122,7 +123,8 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int  # divides num_heads; fewer is grouped-query attention
     intermediate_size: int
-    embedding_rank: Optional[int]  # null: a full-rank embedding; both kinds are tied with the head
+    embedding_rank: Optional[int]  # null: a full-rank embedding
+    tied: bool  # the head is the embedding; false: a full table of its own, which begins at zero
     max_seq_len: int  # positions; also the context of evaluation
     norm: Norm
     norm_eps: float

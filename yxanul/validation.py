@@ -128,6 +128,8 @@ def _check_positive(key: str, value: float) -> None:
 
 
 def _model(model: ModelConfig) -> None:
+    if not model.tied and model.embedding_rank is not None:
+        raise ConfigError("model.tied", False, "needs a full-rank embedding; set model.embedding_rank=null")
     if model.hidden_size % model.num_heads:
         heads = [d for d in _divisors(model.hidden_size) if not _odd_heads(replace(model, num_heads=d))]
         fitting = [d for d in heads if d % model.num_kv_heads == 0]  # where some do, name only those

@@ -24,6 +24,10 @@ SHAPES = {
     "llama, factorized": {"qk_norm": False, "embedding_rank": 8},
     "qwen3, factorized": {"embedding_rank": 8, "rope_theta": 500.0},
     "gpt2": {**PLAIN, "qk_norm": False, "num_kv_heads": 4},
+    "qwen3, untied": {"tied": False},
+    "llama, untied": {"qk_norm": False, "tied": False},
+    "gpt2, untied": {**PLAIN, "qk_norm": False, "num_kv_heads": 4, "tied": False},
+    "gpt2, relu squared": {**PLAIN, "qk_norm": False, "num_kv_heads": 4, "feed_forward": FeedForward.relu2},
 }
 
 
@@ -46,6 +50,8 @@ def exported(config_of, build_model, small_tokenizer, tmp_path):
             for name, weight in model.named_parameters():
                 if weight.ndim == 1:  # norms that do something
                     weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+                elif not weight.any():  # a head of its own, which begins at zero
+                    weight.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
         stock = to_stock(config, model, small_tokenizer.end_of_text)
         folder = tmp_path / "folder"
         folder.mkdir()
@@ -113,7 +119,11 @@ def test_a_folder_is_judged_as_the_model_that_it_was(exported, small_tokenizer):
 
 
 REFUSED = {
-    "relu": ({"feed_forward": FeedForward.gelu}, "model.feed_forward=gelu: .* with norm=rmsnorm, positions=rotary"),
+    "gelu": ({"feed_forward": FeedForward.gelu}, "model.feed_forward=gelu: .* with norm=rmsnorm, positions=rotary"),
+    "relu squared": (
+        {"feed_forward": FeedForward.relu2},
+        "model.feed_forward=relu2: .* with norm=rmsnorm, positions=rotary",
+    ),
     "norm": ({"norm": Norm.layernorm}, "model.norm=layernorm: .* with feed_forward=swiglu, positions=rotary"),
     "learned": ({"positions": Positions.learned}, "model.positions=learned: .* with norm=rmsnorm"),
     "normalized": (PLAIN, "model.qk_norm=true: .* with model.positions=learned"),
@@ -163,7 +173,7 @@ def test_a_head_of_its_own_is_refused(exported):
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="its head is not its embedding"):
+    with pytest.raises(UserError, match=r"its head is not its embedding, .*model.tied=false"):
         from_stock(config, model, folder)
 
 

@@ -25,6 +25,8 @@ VARIANTS = {
     "gpt2": GPT2,
     "full-rank llama": {"num_kv_heads": 1},
     "factorized gpt2": {**GPT2, "embedding_rank": 5, "num_layers": 3, "max_seq_len": 100},
+    "untied llama": {"tied": False},
+    "untied gpt2 with relu squared": {**GPT2, "tied": False, "feed_forward": FeedForward.relu2},
 }
 REFERENCE = ModelConfig(
     hidden_size=768,
@@ -33,6 +35,7 @@ REFERENCE = ModelConfig(
     num_kv_heads=2,
     intermediate_size=2048,
     embedding_rank=128,
+    tied=True,
     max_seq_len=2048,
     norm=Norm.rmsnorm,
     norm_eps=1e-6,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yxanul.model.embedding import TiedEmbedding, padded_vocab
+from yxanul.model.embedding import Embedding, padded_vocab
 
 VOCAB, HIDDEN = 200, 24
 
@@ -14,7 +14,7 @@ VOCAB, HIDDEN = 200, 24
 @pytest.fixture(params=[None, 5], ids=["full", "rank5"])
 def embedding(request):
     torch.manual_seed(0)
-    module = TiedEmbedding(VOCAB, HIDDEN, request.param, torch.float32)
+    module = Embedding(VOCAB, HIDDEN, request.param, True, torch.float32)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
     return module
@@ -65,9 +65,25 @@ def test_one_table_learns_from_lookup_and_head(embedding):
         torch.testing.assert_close(one + other, total)
 
 
+def test_a_head_of_its_own_shares_nothing_with_the_lookup():
+    torch.manual_seed(0)
+    embedding = Embedding(VOCAB, HIDDEN, None, False, torch.float32)
+    for parameter in embedding.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(7, HIDDEN)
+    inner, weight = embedding.head(hidden)
+    torch.testing.assert_close(inner @ weight.T, hidden @ embedding.head_table.T)
+    for used, unused, of in (
+        (embedding.table, embedding.head_table, embedding(torch.tensor([1, 2]))),
+        (embedding.head_table, embedding.table, inner @ weight.T),
+    ):
+        gradient, none = torch.autograd.grad(of.square().sum(), [used, unused], allow_unused=True)
+        assert gradient.norm() > 0 and none is None
+
+
 def test_bf16_computes_in_bf16_and_learns_in_float32():
     torch.manual_seed(0)
-    embedding = TiedEmbedding(VOCAB, HIDDEN, 5, torch.bfloat16)
+    embedding = Embedding(VOCAB, HIDDEN, 5, True, torch.bfloat16)
     for parameter in embedding.parameters():
         torch.nn.init.normal_(parameter)
     tokens = torch.arange(VOCAB)

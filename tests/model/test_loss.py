@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from yxanul.model import fused_loss, loss
-from yxanul.model.embedding import TiedEmbedding
+from yxanul.model.embedding import Embedding
 from yxanul.model.fused_loss import cross_entropy_kernels, liger_budget
 from yxanul.model.loss import plain_cross_entropy, summed_cross_entropy, token_cross_entropy
 
@@ -193,7 +193,7 @@ class LiveBytes(TorchDispatchMode):
 
 def head_and_loss(tokens, dtype, cross_entropy):
     """Forward and backward of the reference model's head, from its hidden states to the table's float32 gradient."""
-    embedding = TiedEmbedding(VOCAB, 768, RANK, dtype)
+    embedding = Embedding(VOCAB, 768, RANK, True, dtype)
     for parameter in embedding.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     hidden = torch.randn(tokens, 768, dtype=dtype, requires_grad=True)

@@ -42,6 +42,7 @@ PLAIN = (
     "model.feed_forward=gelu",
     "model.positions=learned",
 )
+UNTIED = (*SMALL, "model.tied=false", "tokenizer.vocab_size=20000")
 MID_SIZE = (
     "model.hidden_size=512",
     "model.num_layers=9",
@@ -80,6 +81,13 @@ CASES = {
     "gpt2": Case(PLAIN, optimizer="adamw"),
     "gpt2, bf16": Case(PLAIN, precision="bf16", optimizer="adamw", seq_len=256),
     "gpt2, recomputed": Case((*PLAIN, "hardware.recompute=1"), optimizer="adamw"),
+    "relu squared": Case((*SMALL, "model.feed_forward=relu2")),
+    "relu squared, bf16": Case((*SMALL, "model.feed_forward=relu2"), precision="bf16"),
+    "relu squared, recomputed": Case((*SMALL, "model.feed_forward=relu2", "hardware.recompute=1")),
+    "untied": Case((*SMALL, "model.tied=false")),
+    "large untied tables and few tokens": Case(UNTIED, tokens=64, seq_len=64),
+    "large untied tables, bf16": Case(UNTIED, tokens=256, precision="bf16"),
+    "four shares of large untied tables": Case(UNTIED, tokens=256, shards=4),
     "large factorized table": Case((*SMALL, "model.embedding_rank=32", "tokenizer.vocab_size=40000")),
     "large factorized table, bf16": Case(
         (*SMALL, "model.embedding_rank=32", "tokenizer.vocab_size=40000"), precision="bf16"
@@ -199,7 +207,7 @@ def test_training_bytes_on_a_gpu(compose, recompute, optimizer, precision, compi
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("kind", [SMALL, PLAIN], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("kind", [SMALL, PLAIN, (*SMALL, "model.tied=false")], ids=["llama", "gpt2", "untied"])
 def test_state_bytes_are_those_of_weights_gradients_and_moments(compose, precision_of, kind, optimizer):
     config = compose("model=nano", "tokenizer=bpe8k", f"optimizer={optimizer}", *kind)
     precision = build_precision(precision_of("fp32"), CPU)

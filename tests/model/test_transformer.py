@@ -77,6 +77,9 @@ def reference_losses(model, config, tokens, targets):
             inner = gate * gate.sigmoid() * up
         else:
             inner = x @ block["feed_forward.up.weight"].T
+        if config.feed_forward is FeedForward.relu2:
+            inner = inner.clamp(min=0) ** 2
+        elif config.feed_forward is FeedForward.gelu:
             inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
         return inner @ block["feed_forward.down.weight"].T
 
@@ -88,18 +91,24 @@ def reference_losses(model, config, tokens, targets):
         block = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         x = x + attention(norm(x, block["attention_norm.weight"]), block)
         x = x + feed_forward(norm(x, block["feed_forward_norm.weight"]), block)
-    logits = norm(x, weights["norm.weight"]) @ table.T
+    logits = norm(x, weights["norm.weight"]) @ weights.get("embedding.head_table", table).T
     return -logits.log_softmax(-1)[range(count), targets]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("variant", [LLAMA, GPT2, {**GPT2, "num_kv_heads": 1, "embedding_rank": 9}, {"norm_eps": 0.1}])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(LLAMA, GPT2, {**GPT2, "num_kv_heads": 1, "embedding_rank": 9}, {"norm_eps": 0.1}),
+        *({"feed_forward": FeedForward.relu2}, {"tied": False}),
+    ],
+)
 def test_equals_the_formulas_written_out(model_config, build_model, variant, qk_norm):
     config = model_config(**{**variant, "qk_norm": qk_norm})
     model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or parameter is model.embedding.head_table:
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(parameter)))
     tokens, targets = random_ids(40), random_ids(40, seed=1)
     losses = model.token_losses(pack(tokens, 40), targets).double()
@@ -248,6 +257,26 @@ def test_training_starts_from_the_uniform_guess(model_config, build_model, varia
     model = build_model(model_config(**variant), vocab_size=vocab, init_std=0.02)
     loss = model(pack(random_ids(512, vocab=vocab), 16), random_ids(512, seed=1, vocab=vocab)).item() / 512
     assert loss == pytest.approx(math.log(len(model.embedding.table)), abs=0.05)
+
+
+def test_a_head_of_its_own_begins_at_zero_and_learns_first(model_config, build_model):
+    """The first guess is exactly uniform; after one step of the head alone every parameter has a gradient."""
+    model = build_model(model_config(tied=False), vocab_size=1000)
+    tied = build_model(model_config(), vocab_size=1000).state_dict()
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in tied.items())
+    packed, targets = pack(random_ids(64), 16), random_ids(64, seed=1)
+    with_gradient = []
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(packed, targets) / 64
+        loss.backward()
+        with_gradient.append({name for name, parameter in model.named_parameters() if parameter.grad.any()})
+        if len(with_gradient) == 1:
+            assert loss.item() == pytest.approx(math.log(1024), rel=1e-6)
+        with torch.no_grad():
+            model.embedding.head_table -= model.embedding.head_table.grad
+    assert with_gradient == [{"embedding.head_table"}, {name for name, _ in model.named_parameters()}]
+    assert model(packed, targets).item() / 64 < loss.item() < math.log(1024)
 
 
 def one_step(model, device, tokens, targets, optimizer):

@@ -10,7 +10,10 @@ from yxanul.optim.build import build_optimizers
 from yxanul.optim.muon import Muon
 
 GPT2 = {"norm": Norm.layernorm, "feed_forward": FeedForward.gelu, "positions": Positions.learned}
-VARIANTS = pytest.mark.parametrize("variant", [{}, {"embedding_rank": 8}, GPT2], ids=["full", "rank", "gpt2"])
+UNTIED = {"tied": False, "feed_forward": FeedForward.relu2}
+VARIANTS = pytest.mark.parametrize(
+    "variant", [{}, {"embedding_rank": 8}, GPT2, UNTIED], ids=["full", "rank", "gpt2", "untied"]
+)
 MUON = MuonConfig(lr=0.02, momentum=0.95, weight_decay=0.01, iterations=5)
 
 

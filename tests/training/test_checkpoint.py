@@ -269,6 +269,7 @@ def test_a_missing_checkpoint_is_named(setup, tmp_path):
         {"num_layers": 3},
         {"intermediate_size": 64},
         {"embedding_rank": 8},
+        {"tied": False},
         {"vocab_size": 300},
         {"num_kv_heads": 4},
     ],

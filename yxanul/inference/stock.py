@@ -7,6 +7,7 @@ where no class has what the model has, it is refused by the option's name.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ Described = tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]
 
 ROTARY = {"norm": Norm.rmsnorm, "feed_forward": FeedForward.swiglu, "positions": Positions.rotary}
 PLAIN = {"norm": Norm.layernorm, "feed_forward": FeedForward.gelu, "positions": Positions.learned}
+SQUARED = PLAIN | {"feed_forward": FeedForward.relu2}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Stock:
 
     Attributes:
         config: of config.json.
-        tensors: of model.safetensors, float32; embedding and head are one.
+        tensors: of model.safetensors, float32; embedding and head are one where they are tied.
     """
 
     config: dict[str, Any]
@@ -56,15 +58,14 @@ def to_stock(config: Config, model: Transformer, end_of_text: int) -> Stock:
         "vocab_size": vocab_size,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tied,
         "dtype": "float32",
         "initializer_range": shape.init_std,
     }
     table = model.embedding.table[:vocab_size]
     if model.embedding.projection is not None:
         table = table @ model.embedding.projection
-    make = _gpt2 if _plain(shape) else _llama
-    described, tensors = make(shape, model, table)
+    described, tensors = _described(config, model, table)
     return Stock(common | described, {name: _copy(tensor) for name, tensor in tensors})
 
 
@@ -74,13 +75,12 @@ def from_stock(config: Config, model: Transformer, folder: Path) -> None:
 
     Raises:
         UserError: the folder is unreadable, or holds a model of another architecture or shape, or with weights that
-            this one has no place for (biases, a head of its own).
+            this one has no place for (biases, a head of its own where this one is tied).
     """
     shape = config.model
     if shape.embedding_rank is not None:
         raise UserError(f"model.embedding_rank={shape.embedding_rank}: init_from={folder} needs null, a full table")
-    make = _gpt2 if _plain(shape) else _llama
-    described, pairs = make(shape, model, model.embedding.table[: config.tokenizer.vocab_size])
+    described, pairs = _described(config, model, model.embedding.table[: config.tokenizer.vocab_size])
     _refuse_another_shape(folder, described)
     theirs = _read_tensors(folder, described["model_type"])
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -96,7 +96,9 @@ def from_stock(config: Config, model: Transformer, folder: Path) -> None:
     head = theirs.pop("lm_head.weight", None)
     table = model.embedding.table[: config.tokenizer.vocab_size]
     if head is not None and not torch.equal(head.float(), table):
-        raise UserError(f"init_from={folder}: its head is not its embedding, and here they are one")
+        raise UserError(
+            f"init_from={folder}: its head is not its embedding, and here they are one; compose model.tied=false"
+        )
     if theirs:
         raise UserError(f"init_from={folder}: {next(iter(theirs))} holds weights that this model has no place for")
 
@@ -130,7 +132,8 @@ def _read_tensors(folder: Path, model_type: str) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
     if model_type == "gpt2":  # whose first folders name nothing but the layers, and keep masks
-        tensors = {name if name.startswith("transformer.") else f"transformer.{name}": x for name, x in tensors.items()}
+        own = ("transformer.", "lm_head.")
+        tensors = {name if name.startswith(own) else f"transformer.{name}": x for name, x in tensors.items()}
         masks = (".attn.bias", ".attn.masked_bias")
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(masks)}
     return tensors
@@ -140,27 +143,36 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
+def _described(config: Config, model: Transformer, table: Tensor) -> Described:
+    """The model as its class has it; `table` is the whole embedding, (vocabulary, hidden)."""
+    make = _gpt2 if _plain(config.model) else _llama
+    described, tensors = make(config.model, model, table)
+    head = model.embedding.head_table
+    own = [] if head is None else [("lm_head.weight", head[: config.tokenizer.vocab_size])]
+    return described, chain(tensors, own)
+
+
 def _plain(shape: ModelConfig) -> bool:
     """Whether the model is GPT-2's; else it is Llama's or Qwen3's.
 
     Raises:
         UserError: it is a mixture of both.
     """
-    kinds = [ROTARY, PLAIN]
+    kinds = [ROTARY, PLAIN, SQUARED]
     fitting = [sum(getattr(shape, name) is value for name, value in kind.items()) for kind in kinds]
     nearest = kinds[fitting.index(max(fitting))]
     for name, value in nearest.items():
         if getattr(shape, name) is not value:
             others = ", ".join(f"{key}={kind.value}" for key, kind in nearest.items() if key != name)
             raise UserError(f"model.{name}={getattr(shape, name).value}: no class of transformers has it with {others}")
-    if nearest is PLAIN and shape.qk_norm:
+    if nearest is not ROTARY and shape.qk_norm:
         raise UserError("model.qk_norm=true: no class of transformers has it with model.positions=learned")
-    if nearest is PLAIN and shape.num_kv_heads != shape.num_heads:
+    if nearest is not ROTARY and shape.num_kv_heads != shape.num_heads:
         raise UserError(
             f"model.num_kv_heads={shape.num_kv_heads}: no class of transformers has fewer than heads "
             "with model.positions=learned"
         )
-    return nearest is PLAIN
+    return nearest is not ROTARY
 
 
 def _llama(shape: ModelConfig, model: Transformer, table: Tensor) -> Described:
@@ -212,7 +224,7 @@ def _gpt2(shape: ModelConfig, model: Transformer, table: Tensor) -> Described:
         "n_layer": shape.num_layers,
         "n_head": shape.num_heads,
         "n_positions": shape.max_seq_len,
-        "activation_function": "gelu",
+        "activation_function": shape.feed_forward.value,
         "layer_norm_epsilon": shape.norm_eps,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,

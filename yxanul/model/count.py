@@ -33,16 +33,21 @@ def layer_parameters(model: ModelConfig) -> int:
 
 
 def embedding_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """The tied table, its projection, and learned positions."""
+    """The table, its projection, and learned positions."""
     rank = model.embedding_rank or model.hidden_size
     projection = model.embedding_rank * model.hidden_size if model.embedding_rank else 0
     positions = model.max_seq_len * model.hidden_size if model.positions is Positions.learned else 0
     return padded_vocab(vocab_size) * rank + projection + positions
 
 
+def head_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """The head's own table; none where it is tied with the embedding."""
+    return 0 if model.tied else padded_vocab(vocab_size) * model.hidden_size
+
+
 def parameters(model: ModelConfig, vocab_size: int) -> int:
     """All parameters, the padding of the vocabulary included."""
-    return layer_parameters(model) + embedding_parameters(model, vocab_size)
+    return layer_parameters(model) + embedding_parameters(model, vocab_size) + head_parameters(model, vocab_size)
 
 
 def training_flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:

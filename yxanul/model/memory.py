@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from yxanul.config import Config, CrossEntropyKernel, Dtype, FeedForward, ModelConfig, NGramConfig, Norm, Positions
 from yxanul.model.attention import TILE, keys_held
-from yxanul.model.count import embedding_parameters, layer_matrices, layer_matrix_parameters, parameters
+from yxanul.model.count import (
+    embedding_parameters,
+    head_parameters,
+    layer_matrices,
+    layer_matrix_parameters,
+    parameters,
+)
 from yxanul.model.embedding import padded_vocab
 from yxanul.model.loss import chunk_tokens, slice_rows
 from yxanul.model.transformer import recomputes
@@ -38,11 +44,12 @@ def ngram_bytes(config: NGramConfig) -> int:
 def gathered_bytes(config: Config, processes: int) -> int:
     """What FSDP holds over a process's share of the state.
 
-    While micro-batches accumulate that is the whole gradient, float32; and when the largest block, the embedding,
+    While micro-batches accumulate that is the whole gradient, float32; and when the largest block, embedding and head,
     is gathered, what the others have of it. Layers are small beside it and come and go.
     """
     vocab = config.tokenizer.vocab_size
-    elsewhere = embedding_parameters(config.model, vocab) * (processes - 1) // processes
+    block = embedding_parameters(config.model, vocab) + head_parameters(config.model, vocab)
+    elsewhere = block * (processes - 1) // processes
     return FLOAT * (parameters(config.model, vocab) + elsewhere)
 
 
@@ -184,7 +191,7 @@ class _MicroBatch:
         return output + (self.hidden_bytes + self.width * self.keys if turned else 0)
 
     def feed_forward_kept(self) -> int:
-        """A gated one keeps gate and up, their product and, not compiled, silu; a plain one both sides of its gelu.
+        """A gated one keeps gate and up, their product and, not compiled, silu; a plain one its activation's two sides.
 
         A GPU keeps what the first product gave and computes the rest again.
         """
@@ -249,13 +256,14 @@ class _MicroBatch:
         """In the backward: at its start and in the last layer all is still kept; at its end nothing.
 
         The table's gradient is scaled first, into a copy or in bf16 into a bf16 one that becomes float32; it then
-        waits in float32 for that of the lookup, which comes last.
+        waits in float32 for that of the lookup, which comes last; that of a head of its own waits for nothing.
         """
         scaling = (2 * FLOAT if self.dtype is Dtype.fp32 else 2 + FLOAT) * self.table
         last = self.tokens * max(self.norm_transients(), self.feed_forward_transients())
-        waiting = FLOAT * self.table
+        lookup = FLOAT * self.table
+        waiting = lookup if self.model.tied else 0
         start = max(self.tokens * self.width * self.rank + scaling, last + waiting)
-        return max(self.kept_bytes() - self.tokens * self.hidden_bytes + start, 2 * waiting)
+        return max(self.kept_bytes() - self.tokens * self.hidden_bytes + start, waiting + lookup)
 
     def norm_transients(self) -> int:
         """A token's float32 gradients inside the last norm: on both sides, and two more where it is not fused."""

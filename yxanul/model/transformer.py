@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from yxanul.config import FeedForward, ModelConfig, Norm, Positions
 from yxanul.model.attention import Layout
-from yxanul.model.embedding import TiedEmbedding
+from yxanul.model.embedding import Embedding
 from yxanul.model.loss import CrossEntropy, summed_cross_entropy, token_cross_entropy
 from yxanul.model.prior import NGramPrior, Prior
 
@@ -114,11 +114,21 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class GELU(nn.Module):
-    """The plain feed-forward of GPT-2: `narrow(widen(x))`."""
+def relu_squared(x: Tensor) -> Tensor:
+    """ReLU squared, Primer's activation (arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {FeedForward.gelu: F.gelu, FeedForward.relu2: relu_squared}
+"""Of feed-forwards without a gate."""
+
+
+class Plain(nn.Module):
+    """Feed-forward without a gate, as GPT-2's: `narrow(widen(x))`."""
 
     def __init__(self, model: ModelConfig, linear: LinearFactory):
         super().__init__()
+        self.activation = ACTIVATIONS[model.feed_forward]
         self.up = linear(model.hidden_size, model.intermediate_size)
         self.down = linear(model.intermediate_size, model.hidden_size)
 
@@ -126,7 +136,7 @@ class GELU(nn.Module):
         return self.up(x)
 
     def narrow(self, wide: Tensor) -> Tensor:
-        return self.down(F.gelu(wide))
+        return self.down(self.activation(wide))
 
 
 def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -161,7 +171,7 @@ class Block(nn.Module):
         self.attention_norm = build_norm(model)
         self.attention = Attention(model, linear)
         self.feed_forward_norm = build_norm(model)
-        self.feed_forward = (SwiGLU if model.feed_forward is FeedForward.swiglu else GELU)(model, linear)
+        self.feed_forward = (SwiGLU if model.feed_forward is FeedForward.swiglu else Plain)(model, linear)
 
     def before(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.attention.project(self.attention_norm(x), rotation)
@@ -217,7 +227,7 @@ class Transformer(nn.Module):
         self.vocab_size = vocab_size
         self.ngrams = ngrams
         self.cross_entropy = cross_entropy
-        self.embedding = TiedEmbedding(vocab_size, model.hidden_size, model.embedding_rank, dtype)
+        self.embedding = Embedding(vocab_size, model.hidden_size, model.embedding_rank, model.tied, dtype)
         self.positions = None
         if model.positions is Positions.learned:
             self.positions = nn.Embedding(model.max_seq_len, model.hidden_size)
@@ -237,10 +247,15 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, init_std: float, generator: torch.Generator) -> None:
-        """Normal weights of `init_std`, residual projections scaled by 1/sqrt(2*layers) as in GPT-2; norms are ones."""
+        """Normal weights of `init_std`, residual projections scaled by 1/sqrt(2*layers) as in GPT-2; norms are ones.
+
+        A head of its own begins at zero.
+        """
         residual_std = init_std / math.sqrt(2 * len(self.blocks))
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
+            if parameter is self.embedding.head_table:
+                parameter.zero_()
+            elif parameter.ndim == 2:
                 residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 parameter.normal_(std=residual_std if residual else init_std, generator=generator)
 

@@ -154,10 +154,11 @@ def report(error: Exception, kind: type[Config]) -> None:
 
 def _no_folder(error: Exception) -> Exception:
     """Of an error before the task began, in other words if it is Hydra's, which cannot make the folder to write to."""
-    if not (isinstance(error, OSError) and error.filename):
+    disk = error.__cause__ if isinstance(error, ValueError) else error  # logging has one for a file it cannot open
+    if not (isinstance(disk, OSError) and disk.filename):
         return error
     key = "hydra.sweep.dir" if {"--multirun", "-m"} & set(sys.argv) else "hydra.run.dir"
-    return ConfigError(key, error.filename, f"cannot be made ({error.strerror}); name another folder")
+    return ConfigError(key, disk.filename, f"cannot be made ({disk.strerror}); name another folder")
 
 
 def _report_bug(error: Exception, path: Path) -> None:

@@ -38,8 +38,8 @@ def benchmark(config: BenchmarkConfig) -> int:
 
     if config.rounds < 1:
         raise ConfigError("rounds", config.rounds, "must be at least 1")
-    folder = output_folder(config.output)
     compositions = {"base": config} | {overrides: compose(overrides, config) for overrides in config.compare}
+    folder = output_folder(config.output)
     console = Console(markup=False, emoji=False)
     now = datetime.now(UTC)
     command = shlex.join(["python", "-m", "yxanul.benchmark", *sys.argv[1:]])

@@ -95,7 +95,7 @@ TYPED = {
     "evaluate nowhere": "nowhere: is no run",
     "evaluate nowhere --bytes some": "argument --bytes: invalid int value: 'some'",
     "evaluate nowhere --context-bytes 0": "--context-bytes 0: must be at least 1",
-    "evaluate nowhere --task-path tasks": "--task-path tasks: holds tasks, of which --tasks must name some",
+    "evaluate nowhere --task-path tasks": "--task-path tasks: is of tasks; --tasks must name some",
     "export nowhere": "the following arguments are required: --to",
     "export nowhere --to new": "nowhere: is no run",
     "report nowhere": "nowhere: no such folder",

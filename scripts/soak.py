@@ -3,7 +3,8 @@
 Trains nano in a real process with every sink on (console, TensorBoard, wandb offline), evaluations and checkpoints all
 the time, and looks from outside at it and its children: memory, threads, open files, processes, /dev/shm. Then SIGTERM,
 and what that leaves behind. The table has a row for each sixth of the time; what the last holds against the second is
-the verdict. Step times are noisy where the machine does other work too. The exit status is 1 for growth or leftovers.
+the verdict: of a step the processor's time, evaluations and checkpoints included, for the clock's says nothing where
+the machine does other work too. The exit status is 1 for growth or leftovers.
 """
 
 import argparse
@@ -50,7 +51,7 @@ RUN = (
 PARTS = 6
 SECONDS = 15.0  # between looks; sooner in minutes fewer than that
 PATIENCE = 900.0  # for the start, and for the stop: the machine may have other work
-GROWTH = {"anonymous": 1.02, "threads": 1.1, "files": 1.1, "processes": 1.0, "shm": 1.1, "step_seconds": 1.25}
+GROWTH = {"anonymous": 1.02, "threads": 1.1, "files": 1.1, "processes": 1.0, "shm": 1.1, "cpu_seconds": 1.25}
 """The last sixth against the second: what more than this is growth. Threads and files come and go with checkpoints."""
 
 
@@ -59,6 +60,8 @@ class Sample:
     """What the processes of a run hold together at one moment; bytes, and seconds since its first step."""
 
     seconds: float
+    step: int
+    cpu_seconds: float  # of the process that trains, since it began
     rss: int  # resident memory
     anonymous: int  # of it, without files that are mapped, as the tokens are, page by page as they are read
     threads: int
@@ -123,13 +126,14 @@ def soak(run: Path, overrides: list[str], minutes: float) -> tuple[list[Sample],
             time.sleep(min(SECONDS, minutes))
             if process.poll() is not None:
                 raise SystemExit(f"the run ended by itself with {process.returncode}: {printed} says why")
-            samples.append(look(process.pid, time.perf_counter() - began, seen))
+            step = read_rows(run / "metrics.jsonl")[-1]["step"]
+            samples.append(look(process.pid, time.perf_counter() - began, step, seen))
         return samples, stopped(process, run, seen)
     finally:
         process.kill()
 
 
-def look(root: int, seconds: float, seen: dict[int, str]) -> Sample:
+def look(root: int, seconds: float, step: int, seen: dict[int, str]) -> Sample:
     """What a process and its descendants hold now; `seen` gains their ids, with when each began."""
     pids = _tree(root)
     held = dict.fromkeys(("rss", "anonymous", "threads", "files"), 0)
@@ -146,7 +150,8 @@ def look(root: int, seconds: float, seen: dict[int, str]) -> Sample:
             held["rss"] += rss
             held["anonymous"] += rss - mapped
     shm = shutil.disk_usage("/dev/shm").used
-    return Sample(seconds, processes=len(pids), shm=shm, **held)
+    cpu_seconds = sum(map(int, _stat(root)[11:13])) / sysconf("SC_CLK_TCK")
+    return Sample(seconds, step, cpu_seconds, processes=len(pids), shm=shm, **held)
 
 
 def stopped(process: subprocess.Popen, run: Path, seen: dict[int, str]) -> dict:
@@ -165,14 +170,17 @@ def stopped(process: subprocess.Popen, run: Path, seen: dict[int, str]) -> dict:
 
 
 def sixths(samples: list[Sample], rows: list[dict]) -> list[dict]:
-    """For each sixth of the time the medians and the maxima of what was held, and the median seconds of a step."""
-    end, last = samples[-1].seconds, rows[-1]["seconds"]
-    steps = [(after["seconds"], after["seconds"] - before["seconds"]) for before, after in pairwise(rows)]
+    """For each sixth of the time the medians and the maxima of what was held, and a step's seconds by the clock (the
+    median) and of the processor (the mean)."""
+    took = {after["step"]: after["seconds"] - before["seconds"] for before, after in pairwise(rows)}
     found = []
     for part in range(PARTS):
-        ours = [sample for sample in samples if part <= PARTS * sample.seconds / end - 1e-9 < part + 1]
-        lasted = [seconds for at, seconds in steps if part <= PARTS * at / last - 1e-9 < part + 1]
-        row = {"step_seconds": statistics.median(lasted), "steps": len(lasted)}
+        ours = [s for s in samples if part <= PARTS * s.seconds / samples[-1].seconds - 1e-9 < part + 1]
+        steps = range(ours[0].step + 1, ours[-1].step + 1) if ours else ()
+        if not steps:
+            raise SystemExit("there is a sixth of the time without a step; give it more --minutes")
+        row = {"steps": len(steps), "step_seconds": statistics.median(took[step] for step in steps)}
+        row["cpu_seconds"] = (ours[-1].cpu_seconds - ours[0].cpu_seconds) / len(steps)
         for name in ("rss", "anonymous", "threads", "files", "processes", "shm"):
             values = [getattr(sample, name) for sample in ours]
             row |= {name: statistics.median(values), f"{name}_max": max(values)}
@@ -184,11 +192,12 @@ def table(parts: list[dict]) -> Table:
     """A row a sixth: medians, and maxima in brackets."""
     names = {"rss": "MB", "anonymous": "MB but files", "threads": "threads", "files": "open files"}
     names |= {"processes": "processes", "shm": "MB in /dev/shm"}
-    shown = Table("sixth", *names.values(), "steps", "ms a step", title="medians (and maxima)")
+    shown = Table("sixth", *names.values(), "steps", "ms a step", "of CPU", title="medians (and maxima)")
     for number, part in enumerate(parts, start=1):
         scale = {name: 1e6 if "MB" in title else 1 for name, title in names.items()}
         cells = [f"{part[name] / scale[name]:,.0f} ({part[f'{name}_max'] / scale[name]:,.0f})" for name in names]
-        shown.add_row(str(number), *cells, f"{part['steps']:,}", f"{1000 * part['step_seconds']:.1f}")
+        times = [f"{1000 * part[name]:.1f}" for name in ("step_seconds", "cpu_seconds")]
+        shown.add_row(str(number), *cells, f"{part['steps']:,}", *times)
     return shown
 
 

@@ -195,7 +195,7 @@ def test_an_error_of_the_second_rank_ends_its_run_alone(check_two_ranks):
 def test_a_run_that_reaches_its_time_limit_goes_on(limited, alone):
     process, folder = limited
     job = recorded_job(folder)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, ""), out
     assert recorded_job(folder) == job
     check_requeued(job.log(folder))

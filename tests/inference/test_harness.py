@@ -66,9 +66,9 @@ def model(model_config, build_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def config(compose, model_config, tokenizer):
-    base = compose("experiment=quickstart", "precision=fp32", "tokenizer=superbpe8k")
-    asked = replace(base.tokenizer, vocab_size=tokenizer.vocab_size)
-    return replace(base, tokenizer=asked, model=model_config(max_seq_len=CONTEXT))
+    size = f"tokenizer.vocab_size={tokenizer.vocab_size}"
+    base = compose("precision=fp32", "tokenizer=superbpe8k", size, "tokenizer.transition=600", "curriculum.max_seq_len=16")
+    return replace(base, model=model_config(max_seq_len=CONTEXT))
 
 
 @pytest.fixture(scope="module")

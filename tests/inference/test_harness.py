@@ -66,8 +66,8 @@ def model(model_config, build_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def config(compose, model_config, tokenizer):
-    size = f"tokenizer.vocab_size={tokenizer.vocab_size}"
-    base = compose("precision=fp32", "tokenizer=superbpe8k", size, "tokenizer.transition=600", "curriculum.max_seq_len=16")
+    sizes = f"tokenizer.vocab_size={tokenizer.vocab_size}", "tokenizer.transition=600", "curriculum.max_seq_len=16"
+    base = compose("precision=fp32", "tokenizer=superbpe8k", *sizes)
     return replace(base, model=model_config(max_seq_len=CONTEXT))
 
 

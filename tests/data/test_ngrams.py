@@ -171,12 +171,13 @@ def test_other_settings_are_other_counts(corpus, small_tokenizer, tmp_path):
     assert len({loaded(corpus, small_tokenizer, tmp_path, config)[0].entries for config in asked}) == 3
 
 
-def test_a_damaged_file_is_counted_again(corpus, small_tokenizer, tmp_path, caplog):
+@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: content[:-1] + b"?"])
+def test_a_damaged_file_is_counted_again(corpus, small_tokenizer, tmp_path, caplog, damage):
     first, _ = loaded(corpus, small_tokenizer, tmp_path)
     path = ngrams_path(corpus, TRIGRAMS, tmp_path)
-    path.write_bytes(path.read_bytes()[:-10])
+    path.write_bytes(damage(path.read_bytes()))
     again, said = loaded(corpus, small_tokenizer, tmp_path)
-    assert same(first, again) and "counted" in said and "damaged" in caplog.text
+    assert same(first, again) and "counted" in said and f"{path}: is not as it was made" in caplog.text
 
 
 def test_order_zero_counts_nothing_and_reads_all(corpus, small_tokenizer, tmp_path):

@@ -20,6 +20,7 @@ from yxanul.data.shards import Corpus, training_documents
 from yxanul.errors import UserError
 
 HELD_OUT = 0.3
+SUFFIXES = [".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet", ".json", ".seal.json"]
 PARTS = [
     ["one", "two two", "naïve 🇩🇪👍🏽\r\n", "four <|endoftext|> inside", "five\x00", "six" * 50],
     [f"text number {n}\n" for n in range(40)],
@@ -86,7 +87,9 @@ def kept_apart(corpus: Corpus) -> list[list[str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """Of all files but seals, which hold times."""
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.endswith(".seal.json"))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -179,16 +182,17 @@ def test_the_second_time_nothing_is_read_or_written(small_tokenizer, tmp_path):
     assert (manifest["tokens"], manifest["bytes"]) == (first.tokens, first.bytes)
 
 
-@pytest.mark.parametrize("suffix", [".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet", ".json"])
-@pytest.mark.parametrize("damage", ["delete", "shorten", "empty"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("damage", ["delete", "shorten", "empty", "turn"])
 def test_only_a_shard_that_is_not_whole_is_made_again(small_tokenizer, tmp_path, suffix, damage):
     corpus = prepare(parts_of(PARTS), small_tokenizer, HELD_OUT, tmp_path)
     before, written = contents(corpus.folder), times(corpus.folder)
     bad = corpus.folder / f"00001{suffix}"
-    if damage == "delete":
-        bad.unlink()
-    else:
-        bad.write_bytes(bad.read_bytes()[:-2] if damage == "shorten" else b"")
+    content = bad.read_bytes()
+    bad.unlink()
+    if damage != "delete":
+        turned = bytes([content[0] ^ 1, *content[1:]])
+        bad.write_bytes({"shorten": content[:-2], "empty": b"", "turn": turned}[damage])
     parts = parts_of(PARTS)
     again = prepare([*unread(parts[:1]), parts[1], *unread(parts[2:])], small_tokenizer, HELD_OUT, tmp_path)
     assert again == corpus
@@ -244,7 +248,7 @@ def test_a_stopped_preparation_leaves_nothing_half_written_and_goes_on(
     assert contents(corpus.folder) == contents(undisturbed.folder)
 
 
-@pytest.mark.parametrize("suffix", [".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet", ".json"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_failure_between_the_files_of_a_shard_is_made_good(small_tokenizer, tmp_path, monkeypatch, suffix):
     real = os.replace
 

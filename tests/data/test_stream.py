@@ -32,7 +32,7 @@ def corpus(tmp_path_factory) -> Corpus:
         tokens = np.arange(following, following + offsets[-1], dtype="<u4")
         tokens.tofile(folder / f"{index}.tokens")
         np.save(folder / f"{index}.offsets.npy", offsets)
-        shards.append(ShardInfo(f"{index}", "", "", int(offsets[-1]), len(lengths), 0, 0, 0, [], ""))
+        shards.append(ShardInfo(f"{index}", "", "", int(offsets[-1]), len(lengths), 0, 0, 0, ""))
         following += len(tokens)
     return Corpus(folder, np.dtype("<u4"), shards, len(shards))
 

@@ -39,7 +39,8 @@ RUN = [
     ("tokenizer.json", turn_bit),
     ("plan.json", turn_bit),
 ]
-SHARD = ("tokens", "offsets.npy", "hashes.npy", "held_out.parquet", "json")
+SHARD = ("tokens", "offsets.npy", "hashes.npy", "held_out.parquet", "json", "seal.json")
+CACHE = ("tokenizers/*/tokenizer.json", "tokenizers/*/seal.json", "tokens/*/manifest.json", "times/*.json")
 
 
 @fault("damage-checkpoint")
@@ -89,9 +90,9 @@ def of_shard(case: Case) -> Verdict:
 
 @fault("damage-cache")
 def of_cache(case: Case) -> Verdict:
-    """Another file of the cache is torn."""
-    pattern = ("tokenizers/*/tokenizer.json", "tokens/*/manifest.json", "times/*.json")[case.number % 3]
-    return _in_cache(case, pattern, tear)
+    """Another file of the cache is torn, or has a bit turned."""
+    pattern, damage = list(product(CACHE, (tear, turn_bit)))[case.number % (2 * len(CACHE))]
+    return _in_cache(case, pattern, damage)
 
 
 @fault("damage-bit")

@@ -33,10 +33,12 @@ from yxanul.config import NGramConfig
 from yxanul.data.shards import Corpus
 from yxanul.errors import ConfigError, UserError
 from yxanul.files import atomic_path, locked
+from yxanul.seals import intact, seal
 from yxanul.spent import add_seconds
 
 FORMAT = 1
 """Of the files; another one is another name."""
+SEAL = ".seal.json"
 log = logging.getLogger(__name__)
 
 
@@ -106,6 +108,7 @@ def load_ngrams(
             found = count_ngrams(_row(corpus, counted), vocab_size, end_of_text, config.order)
             with atomic_path(path) as temporary:
                 save_file(_tensors(found), temporary)
+            seal(path.with_suffix(SEAL), [path])
             seconds = time.perf_counter() - began
             add_seconds(cache, path.stem, seconds)
             console.print(f"counted {found.entries:,} n-grams in {seconds:.1f} s", highlight=False)
@@ -249,11 +252,10 @@ def _kept(path: Path, end_of_text: int) -> NGrams | None:
     """None if there are none, or they are damaged."""
     if not path.exists():
         return None
-    try:
-        return read_ngrams(path, end_of_text)
-    except UserError as error:
-        log.warning("%s: counted again", error)
+    if not intact(path.with_suffix(SEAL)):
+        log.warning("%s: is not as it was made, and is counted again", path)
         return None
+    return read_ngrams(path, end_of_text)
 
 
 def read_ngrams(path: Path, end_of_text: int) -> NGrams:

@@ -3,8 +3,9 @@
 Each part of the source becomes one shard: `NAME.tokens` (little-endian uint16 or uint32, each document begun
 by the end-of-text token), `NAME.offsets.npy` (where documents begin), `NAME.hashes.npy` (of each document's
 text), `NAME.held_out.parquet` (the documents that are never trained on, as text: every tokenizer is judged on
-the same bytes) and, last, `NAME.json`, whose presence says that the others are whole. A folder belongs to one
-source and one tokenizer by their fingerprints, so nothing stale is ever read; `manifest.json` sums it up.
+the same bytes), `NAME.json`, which sums them up, and, last, `NAME.seal.json`, by which the others are known to be whole
+and unchanged. A folder belongs to one source and one tokenizer by their fingerprints, so nothing stale is ever read;
+`manifest.json` sums it up.
 """
 
 import hashlib
@@ -25,17 +26,19 @@ from yxanul.config import OnError
 from yxanul.data.documents import Part, Skipped, Texts, hash64, source_fingerprint, unit_hash
 from yxanul.errors import UserError
 from yxanul.files import atomic_path, locked, write_json
+from yxanul.seals import intact, seal
 from yxanul.tokenizer.encode import Encoder, batches, num_bytes
 
 BATCH_CHARACTERS = 4_000_000
-SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet")
+SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet", ".json")
+SEAL = ".seal.json"
 SKIPS_LISTED = 100
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard holds; `tokens`, `documents` and `bytes` are of its training documents, `sizes` of its files."""
+    """What a shard holds; `tokens`, `documents` and `bytes` are of its training documents."""
 
     name: str
     part: str
@@ -45,7 +48,6 @@ class ShardInfo:
     bytes: int
     held_out_documents: int
     held_out_bytes: int
-    sizes: list[int]
     sha256: str  # of its tokens
     skipped: int = 0
     skips: list[str] = field(default_factory=list)  # the first of what was skipped: file, row and reason
@@ -65,15 +67,14 @@ class ShardFolder:
 
     def finished(self, name: str) -> ShardInfo | None:
         """The record of a shard that is whole and of this source."""
-        try:
+        if not (self.path / f"{name}{SEAL}").exists():
+            return None
+        if intact(self.path / f"{name}{SEAL}"):
             info = ShardInfo(**json.loads((self.path / f"{name}.json").read_text()))
-            sizes = self._sizes(name)
-        except (OSError, ValueError, TypeError):
-            return None
-        if info.fingerprint != self.parts[name].fingerprint or info.sizes != sizes:
-            log.warning("%s: shard %s does not fit its record and is made again", self.path, name)
-            return None
-        return info
+            if info.fingerprint == self.parts[name].fingerprint:
+                return info
+        log.warning("%s: shard %s is not as it was made, and is made again", self.path, name)
+        return None
 
     def write(
         self,
@@ -91,6 +92,7 @@ class ShardFolder:
             UserError: a row gives no document, and `on_error` is stop.
         """
         self.clean(name)
+        (self.path / f"{name}{SEAL}").unlink(missing_ok=True)
         part = self.parts[name]
         contents = _Contents(self, encoder)
         with atomic_path(self.path / f"{name}.tokens") as path, path.open("wb") as output:
@@ -109,12 +111,12 @@ class ShardFolder:
             bytes=contents.bytes,
             held_out_documents=len(contents.held_out),
             held_out_bytes=sum(map(num_bytes, contents.held_out)),
-            sizes=self._sizes(name),
             sha256=contents.digest.hexdigest(),
             skipped=len(contents.skipped),
             skips=list(map(str, contents.skipped[:SKIPS_LISTED])),
         )
         write_json(self.path / f"{name}.json", asdict(info))
+        seal(self.path / f"{name}{SEAL}", [self.path / f"{name}{suffix}" for suffix in SUFFIXES])
         return info
 
     def clean(self, name: str) -> None:
@@ -152,9 +154,6 @@ class ShardFolder:
     def _save(self, name: str, array: np.ndarray) -> None:
         with atomic_path(self.path / name) as path, path.open("wb") as output:
             np.save(output, array)
-
-    def _sizes(self, name: str) -> list[int]:
-        return [(self.path / f"{name}{suffix}").stat().st_size for suffix in SUFFIXES]
 
 
 class _Contents:

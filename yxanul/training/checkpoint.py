@@ -9,7 +9,6 @@ each of several processes its share of the tensors into files of its own, which 
 read.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from yxanul.errors import UserError
-from yxanul.files import sync
+from yxanul.files import sha256, sync
 from yxanul.training.distributed import World
 
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -123,7 +122,7 @@ class Saver:
             if not self._world.first:
                 return
             (temporary / STATE).write_text(json.dumps(asdict(state), indent=2))
-            hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps(hashes, indent=2))
             for name in (*hashes, MANIFEST):
                 sync(temporary / name)
@@ -183,7 +182,7 @@ def verify(checkpoint: Path) -> None:
     """Hold every file against its hash; raise UserError naming the first that does not fit."""
     try:
         hashes = json.loads((checkpoint / MANIFEST).read_text())
-        damaged = next((name for name in hashes if _sha256(checkpoint / name) != hashes[name]), None)
+        damaged = next((name for name in hashes if sha256(checkpoint / name) != hashes[name]), None)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{checkpoint}: is no whole checkpoint ({error}); name another or remove it") from error
     if damaged:
@@ -295,8 +294,3 @@ def _owners(
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

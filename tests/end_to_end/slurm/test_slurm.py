@@ -70,7 +70,7 @@ def check_same(folder: Path, other: Path) -> None:
 
 def check_requeued(log: Path) -> None:
     text = log.read_text()
-    assert text.count("Starting with JobEnvironment") == 2
+    assert text.count("Starting with JobEnvironment") >= 2  # a slow machine reaches its limit more than once
     assert "stopped by SIGUSR2 at step" in text and "resuming from" in text
 
 

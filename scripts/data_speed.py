@@ -45,7 +45,7 @@ def main(config: Config) -> int:
         data = replace(config.data, cache=folder)
         parts = simulate(tokenizer, data.held_out, Path(folder))
         began = time.perf_counter()
-        opened = prepare(parts, tokenizer, data, console)
+        opened = prepare(parts, tokenizer, data, config.tokenizer.bytes_per_token, console)
         Stream(opened, config.seed, tokenizer.byte_lengths).read(0, 1)
         console.print(
             f"opening {opened.tokens:,} tokens in {len(opened.shards)} shards, to the first token: "

@@ -137,6 +137,19 @@ def test_a_tokenizer_is_trained_at_first_use_and_kept(corpus, tmp_path, kind):
     check_exact(second, [*HARD_TEXTS, *corpus])
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "seal.json"])
+def test_a_tokenizer_with_a_bit_turned_is_trained_again(corpus, tmp_path, name):
+    config = trained_config(kind=TokenizerKind.bpe)
+    first = load_tokenizer(config, tmp_path, lambda: corpus, "print")
+    whole = first.path.read_bytes()
+    damaged = first.path.with_name(name)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content.replace(b"a", b"b", 1))
+    again = load_tokenizer(config, tmp_path, lambda: corpus, "print")
+    assert again.fingerprint == first.fingerprint
+    assert again.path.read_bytes() == whole
+
+
 @given(text=st.text())
 def test_any_text_is_exact(small_tokenizer, text):
     check_exact(small_tokenizer, [text])

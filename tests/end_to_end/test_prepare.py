@@ -62,8 +62,9 @@ def undisturbed(timed) -> Path:
 
 
 def shards(cache: Path) -> dict[str, bytes]:
-    """Everything prepared but the empty locks."""
-    files = [file for file in (cache / "tokens").rglob("*") if file.is_file() and not file.name.endswith(".lock")]
+    """Everything prepared but the empty locks, and seals, which hold times."""
+    files = [file for file in (cache / "tokens").rglob("*") if file.is_file()]
+    files = [file for file in files if not file.name.endswith((".lock", ".seal.json"))]
     return {str(file.relative_to(cache)): file.read_bytes() for file in files}
 
 

@@ -244,10 +244,10 @@ def test_a_single_bit_of_the_manifest_is_noticed(two, tmp_path):
     """It is the one file without a hash of its own."""
     bad = shutil.copytree(two / "step-00000002", tmp_path / "step-00000002")
     content = (bad / MANIFEST).read_bytes()
-    real = checkpoint._sha256
+    real = checkpoint.sha256
     hashes = {name: real(bad / name) for name in FILES}
     with pytest.MonkeyPatch.context() as patch:  # the others do not change
-        patch.setattr(checkpoint, "_sha256", lambda path: hashes[path.name] if path.name in hashes else real(path))
+        patch.setattr(checkpoint, "sha256", lambda path: hashes[path.name] if path.name in hashes else real(path))
         for place in range(0, 8 * len(content), 7):
             damaged = bytearray(content)
             damaged[place // 8] ^= 1 << place % 8

@@ -22,7 +22,7 @@ from yxanul.config import Config
 from yxanul.curriculum import Step
 from yxanul.data.documents import Part
 from yxanul.data.preparation import prepare, whole_text
-from yxanul.data.shards import SEAL, SUFFIXES, ShardInfo, shard_folder
+from yxanul.data.shards import SUFFIXES, ShardInfo, shard_folder
 from yxanul.data.stream import Stream
 from yxanul.files import write_json
 from yxanul.seals import seal
@@ -82,7 +82,7 @@ def simulate(tokenizer: Tokenizer, held_out: float, cache: Path) -> list[Part]:
         parquet.write_table(pyarrow.table({"text": ["held out"]}), folder.path / f"{name}.held_out.parquet")
         info = ShardInfo(name, part.name, part.fingerprint, tokens, documents, 7 * tokens, 1, 8, name)
         write_json(folder.path / f"{name}.json", asdict(info))
-        seal(folder.path / f"{name}{SEAL}", [folder.path / f"{name}{suffix}" for suffix in SUFFIXES])
+        seal(folder.path / f"{name}.json", *(folder.path / f"{name}{suffix}" for suffix in SUFFIXES))
     folder.write_manifest()
     return parts
 

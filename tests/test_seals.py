@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from yxanul import seals
-from yxanul.seals import intact, seal
+from yxanul.seals import intact, seal, seal_of
 
 NAMES = ("one", "two")
 CONTENT = b"some content"
@@ -16,7 +16,7 @@ CONTENT = b"some content"
 def folder(tmp_path):
     for name in NAMES:
         (tmp_path / name).write_bytes(CONTENT)
-    seal(tmp_path / "seal.json", [tmp_path / name for name in NAMES])
+    seal(*(tmp_path / name for name in NAMES))
     return tmp_path
 
 
@@ -32,15 +32,15 @@ def test_a_turned_bit_is_noticed(folder, bit):
     content[bit // 8] ^= 1 << bit % 8
     (folder / "two").write_bytes(content)
     later(folder / "two")
-    assert not intact(folder / "seal.json")
+    assert not intact(folder / "one")
     (folder / "two").write_bytes(CONTENT)
-    assert intact(folder / "seal.json")
+    assert intact(folder / "one")
 
 
 @pytest.mark.parametrize("content", [None, b"", CONTENT[:-1], CONTENT + b" "])
 def test_a_file_that_is_gone_or_of_another_size_is_noticed(folder, content):
     (folder / "one").unlink() if content is None else (folder / "one").write_bytes(content)
-    assert not intact(folder / "seal.json")
+    assert not intact(folder / "one")
 
 
 def test_what_has_its_time_is_not_read_and_a_copy_is_read_once(folder, tmp_path_factory, monkeypatch):
@@ -51,17 +51,17 @@ def test_what_has_its_time_is_not_read_and_a_copy_is_read_once(folder, tmp_path_
     read = []
     hashed = seals.sha256
     monkeypatch.setattr(seals, "sha256", lambda path: read.append(path) or hashed(path))
-    assert intact(folder / "seal.json")
+    assert intact(folder / "one")
     assert read == []
     for expected in ([copy / name for name in NAMES], []):
-        assert intact(copy / "seal.json")
+        assert intact(copy / "one")
         assert read == expected
         read.clear()
 
 
 def test_a_seal_with_any_bit_turned_means_what_it_did_or_nothing(folder):
     """A changed file is never taken for the sealed one because of damage to the seal."""
-    path = folder / "seal.json"
+    path = seal_of(folder / "one")
     whole = path.read_bytes()
     (folder / "one").write_bytes(CONTENT.upper())
     later(folder / "one")
@@ -69,12 +69,12 @@ def test_a_seal_with_any_bit_turned_means_what_it_did_or_nothing(folder):
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        assert not intact(path), content
+        assert not intact(folder / "one"), content
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "1", "null", '{"one": 1}', '{"one": {}}', "{"])
 def test_what_is_no_seal_seals_nothing(folder, content):
-    (folder / "seal.json").write_text(content)
-    assert not intact(folder / "seal.json")
-    (folder / "seal.json").unlink()
-    assert not intact(folder / "seal.json")
+    seal_of(folder / "one").write_text(content)
+    assert not intact(folder / "one")
+    seal_of(folder / "one").unlink()
+    assert not intact(folder / "one")

@@ -5,39 +5,52 @@ for the same without being read, and where the time is another, as in a copy, th
 """
 
 import json
-from collections.abc import Iterable
+import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from yxanul.files import sha256, write_json
 
+log = logging.getLogger(__name__)
 
-def seal(path: Path, files: Iterable[Path]) -> None:
-    """Write to `path` what `files`, which lie beside it, are."""
-    write_json(path, {file.name: _seen(file) | {"sha256": sha256(file)} for file in files})
+
+def seal_of(path: Path) -> Path:
+    """Where the seal of a file lies: NAME.seal.json beside NAME.json."""
+    return path.with_suffix(".seal.json")
+
+
+def seal(path: Path, *others: Path) -> None:
+    """Write down what a file is, and others of its folder that belong to it."""
+    stats = {file: file.stat() for file in (path, *others)}
+    record = {
+        file.name: {"size": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha256": sha256(file)}
+        for file, stat in stats.items()
+    }
+    write_json(seal_of(path), record)
 
 
 def intact(path: Path) -> bool:
-    """Whether the seal is there and its files are what they were when it was written; new times are noted in it."""
+    """Whether a file has a seal, and is what it was when it was sealed, as are the others; new times are noted."""
+    if not seal_of(path).exists():
+        return False
     try:
-        sealed = json.loads(path.read_text())
-        seen = {name: _seen(path.parent / name) for name in sealed}
-        moved = [name for name in sealed if sealed[name] != seen[name] | {"sha256": sealed[name]["sha256"]}]
-        changed = [
-            name
-            for name in moved
-            if seen[name]["size"] != sealed[name]["size"] or sha256(path.parent / name) != sealed[name]["sha256"]
-        ]
+        sealed = json.loads(seal_of(path).read_text())
+        now = {name: _unchanged(path.with_name(name), was) for name, was in sealed.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        now = {}
+    if path.name not in now or None in now.values():
+        log.warning("%s: is not as it was made, and is made again", path)
         return False
-    if changed or not sealed:
-        return False
-    if moved:
+    if now != sealed:
         with suppress(OSError):  # a cache that can only be read
-            write_json(path, {name: sealed[name] | seen[name] for name in sealed})
+            write_json(seal_of(path), now)
     return True
 
 
-def _seen(file: Path) -> dict[str, int]:
+def _unchanged(file: Path, was: dict[str, Any]) -> dict[str, Any] | None:
+    """What the seal says of a file, with the time that it has now; None if it is another."""
     stat = file.stat()
-    return {"size": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    same_time = stat.st_mtime_ns == was["modified_ns"]
+    same = stat.st_size == was["size"] and (same_time or sha256(file) == was["sha256"])
+    return was | {"modified_ns": stat.st_mtime_ns} if same else None

@@ -40,7 +40,7 @@ RUN = [
     ("plan.json", turn_bit),
 ]
 SHARD = ("tokens", "offsets.npy", "hashes.npy", "held_out.parquet", "json", "seal.json")
-CACHE = ("tokenizers/*/tokenizer.json", "tokenizers/*/seal.json", "tokens/*/manifest.json", "times/*.json")
+CACHE = ("tokenizers/*/tokenizer.json", "tokenizers/*/tokenizer.seal.json", "tokens/*/manifest.json", "times/*.json")
 
 
 @fault("damage-checkpoint")

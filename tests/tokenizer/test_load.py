@@ -137,7 +137,7 @@ def test_a_tokenizer_is_trained_at_first_use_and_kept(corpus, tmp_path, kind):
     check_exact(second, [*HARD_TEXTS, *corpus])
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "seal.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.seal.json"])
 def test_a_tokenizer_with_a_bit_turned_is_trained_again(corpus, tmp_path, name):
     config = trained_config(kind=TokenizerKind.bpe)
     first = load_tokenizer(config, tmp_path, lambda: corpus, "print")

@@ -15,7 +15,6 @@ is trained on both would learn to believe them.
 """
 
 import hashlib
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -38,8 +37,6 @@ from yxanul.spent import add_seconds
 
 FORMAT = 1
 """Of the files; another one is another name."""
-SEAL = ".seal.json"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,13 @@ def load_ngrams(
         return None
     path = ngrams_path(corpus, config, cache)
     with locked(path.with_suffix(".lock")):
-        found = _kept(path, end_of_text)
+        found = read_ngrams(path, end_of_text) if intact(path) else None
         if found is None:
             began = time.perf_counter()
             found = count_ngrams(_row(corpus, counted), vocab_size, end_of_text, config.order)
             with atomic_path(path) as temporary:
                 save_file(_tensors(found), temporary)
-            seal(path.with_suffix(SEAL), [path])
+            seal(path)
             seconds = time.perf_counter() - began
             add_seconds(cache, path.stem, seconds)
             console.print(f"counted {found.entries:,} n-grams in {seconds:.1f} s", highlight=False)
@@ -246,16 +243,6 @@ def _tensors(ngrams: NGrams) -> dict[str, Tensor]:
     for index, level in enumerate(ngrams.levels):
         tensors |= {f"{index}.{name}": tensor for name, tensor in vars(level).items()}
     return tensors
-
-
-def _kept(path: Path, end_of_text: int) -> NGrams | None:
-    """None if there are none, or they are damaged."""
-    if not path.exists():
-        return None
-    if not intact(path.with_suffix(SEAL)):
-        log.warning("%s: is not as it was made, and is counted again", path)
-        return None
-    return read_ngrams(path, end_of_text)
 
 
 def read_ngrams(path: Path, end_of_text: int) -> NGrams:

@@ -10,7 +10,6 @@ and unchanged. A folder belongs to one source and one tokenizer by their fingerp
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,14 +25,12 @@ from yxanul.config import OnError
 from yxanul.data.documents import Part, Skipped, Texts, hash64, source_fingerprint, unit_hash
 from yxanul.errors import UserError
 from yxanul.files import atomic_path, locked, write_json
-from yxanul.seals import intact, seal
+from yxanul.seals import intact, seal, seal_of
 from yxanul.tokenizer.encode import Encoder, batches, num_bytes
 
 BATCH_CHARACTERS = 4_000_000
-SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet", ".json")
-SEAL = ".seal.json"
+SUFFIXES = (".tokens", ".offsets.npy", ".hashes.npy", ".held_out.parquet")
 SKIPS_LISTED = 100
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,11 @@ class ShardFolder:
 
     def finished(self, name: str) -> ShardInfo | None:
         """The record of a shard that is whole and of this source."""
-        if not (self.path / f"{name}{SEAL}").exists():
+        record = self.path / f"{name}.json"
+        if not intact(record):
             return None
-        if intact(self.path / f"{name}{SEAL}"):
-            info = ShardInfo(**json.loads((self.path / f"{name}.json").read_text()))
-            if info.fingerprint == self.parts[name].fingerprint:
-                return info
-        log.warning("%s: shard %s is not as it was made, and is made again", self.path, name)
-        return None
+        info = ShardInfo(**json.loads(record.read_text()))
+        return info if info.fingerprint == self.parts[name].fingerprint else None
 
     def write(
         self,
@@ -92,7 +86,8 @@ class ShardFolder:
             UserError: a row gives no document, and `on_error` is stop.
         """
         self.clean(name)
-        (self.path / f"{name}{SEAL}").unlink(missing_ok=True)
+        record = self.path / f"{name}.json"
+        seal_of(record).unlink(missing_ok=True)
         part = self.parts[name]
         contents = _Contents(self, encoder)
         with atomic_path(self.path / f"{name}.tokens") as path, path.open("wb") as output:
@@ -115,8 +110,8 @@ class ShardFolder:
             skipped=len(contents.skipped),
             skips=list(map(str, contents.skipped[:SKIPS_LISTED])),
         )
-        write_json(self.path / f"{name}.json", asdict(info))
-        seal(self.path / f"{name}{SEAL}", [self.path / f"{name}{suffix}" for suffix in SUFFIXES])
+        write_json(record, asdict(info))
+        seal(record, *(self.path / f"{name}{suffix}" for suffix in SUFFIXES))
         return info
 
     def clean(self, name: str) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import heapq
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,9 +22,6 @@ from yxanul.seals import intact, seal
 from yxanul.spent import add_seconds
 from yxanul.tokenizer.encode import BYTE_OF, Encoder, StockEncoder, build_encoder, stock_encoder
 from yxanul.tokenizer.superbpe import Progress, annotated, recipe, train_bpe, train_superbpe
-
-SEAL = "seal.json"
-log = logging.getLogger(__name__)
 
 SPARE_IDS = 64
 """How many ids a file may lack of tokenizer.vocab_size (reserved or special tokens left out of it)."""
@@ -122,16 +118,7 @@ def find_tokenizer(config: TokenizerConfig, cache: Path, corpus_fingerprint: str
     if config.kind is TokenizerKind.hub:
         return _downloaded(config)
     path = _trained_path(config, cache, corpus_fingerprint)
-    return path if _whole(path) else None
-
-
-def _whole(trained: Path) -> bool:
-    if not trained.exists():
-        return False
-    if not intact(trained.with_name(SEAL)):
-        log.warning("%s: is not as it was made, and is trained again", trained)
-        return False
-    return True
+    return path if intact(path) else None
 
 
 def open_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
@@ -236,7 +223,7 @@ def _trained(
     transition = config.transition if config.kind is TokenizerKind.superbpe else None
     path = _trained_path(config, cache, corpus_fingerprint)
     with locked(path.parent / ".lock"):
-        if _whole(path):
+        if intact(path):
             return path
         began = time.perf_counter()
         texts = sample(corpus(), config.train_bytes)
@@ -252,7 +239,7 @@ def _trained(
         record = recipe(texts, config.vocab_size, transition) | {"corpus": source}
         with atomic_path(path) as temporary:
             temporary.write_text(annotated(trained, record), encoding="utf-8")
-        seal(path.with_name(SEAL), [path])
+        seal(path)
         add_seconds(cache, path.parent.name, time.perf_counter() - began)
     return path
 

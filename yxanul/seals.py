@@ -1,4 +1,4 @@
-"""Files that are told from what they once were: a seal lies beside them, written last.
+"""Whether files of the cache are still what they were when they were made: a seal lies beside them, written last.
 
 As git's index does, a seal holds each file's size, modification time and hash: a file of that size and time is taken
 for the same without being read, and where the time is another, as in a copy, the hash decides.
@@ -21,7 +21,7 @@ def seal_of(path: Path) -> Path:
 
 
 def seal(path: Path, *others: Path) -> None:
-    """Write down what a file is, and others of its folder that belong to it."""
+    """Write down what a file is, and others of its folder that belong to it; raises OSError if one is not there."""
     stats = {file: file.stat() for file in (path, *others)}
     record = {
         file.name: {"size": stat.st_size, "modified_ns": stat.st_mtime_ns, "sha256": sha256(file)}
@@ -31,7 +31,10 @@ def seal(path: Path, *others: Path) -> None:
 
 
 def intact(path: Path) -> bool:
-    """Whether a file has a seal, and is what it was when it was sealed, as are the others; new times are noted."""
+    """Whether a file and those sealed with it are what they were then; False, and no error, where there is no seal.
+
+    New times of unchanged files are noted in the seal, so that their hashes are taken once.
+    """
     if not seal_of(path).exists():
         return False
     try:

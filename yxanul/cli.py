@@ -54,15 +54,7 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     Returns the exit status: what the task returned, or 1 after a line on stderr for an error that the user
     can mend. With `--multirun` it is the worst status of the jobs.
     """
-    composition.register()
-    plugins.register()
-    trust.register()
-    OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
-    os.environ[FULL_ERROR] = os.environ.get("HYDRA_FULL_ERROR", "0")
-    full_error = os.environ[FULL_ERROR] == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    if find_rank().rank > 0:
-        sys.argv += SILENT
+    full_error = _set_up_hydra()
     started = False
     statuses = []
     try:
@@ -76,34 +68,10 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
     def job(composed: DictConfig) -> None:
         nonlocal started
         started = True
-        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN and HydraConfig.get().sweep.subdir != "."
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if sweeping:
-            record_outcome(folder, None)
-        status = 1
-        try:
-            config = composition.parse(composed, kind)
-            validate(config)
-            status = task(config)
-        except Exception as error:  # and the other runs of a sweep go on
-            if not sweeping and (full_error or not _mendable(error)):
-                raise
-            status = _status(error)
-            if full_error:
-                traceback.print_exc()
-            elif _mendable(error):
-                report(error, kind)
-            else:
-                _report_bug(error, folder / f"{HydraConfig.get().job.name}.log")
-        except KeyboardInterrupt:
-            status = 128 + signal.SIGINT
-            raise
-        finally:
-            if sweeping:
-                record_outcome(folder, status)
-        if not (sweeping and "max_failure_rate" in HydraConfig.get().sweeper):  # which judges by itself
+        status = _run_one(task, composed, kind, full_error)
+        if not (_sweeping() and "max_failure_rate" in HydraConfig.get().sweeper):  # which judges by itself
             statuses.append(status)
-        if sweeping and status > 128:
+        if _sweeping() and status > 128:
             raise KeyboardInterrupt  # a signal stops the sweep, not only the run that received it
 
     try:
@@ -118,6 +86,57 @@ def run(task: Callable[[Any], int], config_name: str, kind: type[Config] = Confi
         report(error if started else _no_folder(error), kind)
         return _status(error)
     return max(statuses, default=0)
+
+
+def _set_up_hydra() -> bool:
+    """Tell Hydra what is ours, and to raise its errors; returns whether the user wants to see tracebacks."""
+    composition.register()
+    plugins.register()
+    trust.register()
+    OmegaConf.register_new_resolver("run_name", _checked_name, replace=True)
+    os.environ[FULL_ERROR] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if find_rank().rank > 0:
+        sys.argv += SILENT
+    return os.environ[FULL_ERROR] == "1"
+
+
+def _sweeping() -> bool:
+    """Whether the run that Hydra started is one of a sweep, in a folder of its own."""
+    return HydraConfig.get().mode is RunMode.MULTIRUN and HydraConfig.get().sweep.subdir != "."
+
+
+def _run_one(task: Callable[[Any], int], composed: DictConfig, kind: type[Config], full_error: bool) -> int:
+    """Validate a composed configuration and run `task` on it; returns its status.
+
+    What goes wrong in a run of a sweep is told and recorded here, so that the others go on. A single run raises it,
+    but for a line about what the user can mend.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if _sweeping():
+        record_outcome(folder, None)
+    status = 1
+    try:
+        config = composition.parse(composed, kind)
+        validate(config)
+        status = task(config)
+    except Exception as error:
+        if not _sweeping() and (full_error or not _mendable(error)):
+            raise
+        status = _status(error)
+        if full_error:
+            traceback.print_exc()
+        elif _mendable(error):
+            report(error, kind)
+        else:
+            _report_bug(error, folder / f"{HydraConfig.get().job.name}.log")
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+        raise
+    finally:
+        if _sweeping():
+            record_outcome(folder, status)
+    return status
 
 
 def _check_flags() -> None:

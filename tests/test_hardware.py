@@ -90,6 +90,10 @@ def test_cuda_without_a_gpu_is_an_error_that_says_what_to_do(monkeypatch):
     assert hardware.describe(CUDA) == "a CUDA device"
 
 
+def test_a_cpu_is_told_by_its_name_and_threads():
+    assert hardware.describe(CPU) == f"{hardware.processor()}, 1 thread"
+
+
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert select_device(Device.auto).type == select_device(Device.cuda).type == "cuda"

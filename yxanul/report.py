@@ -23,8 +23,8 @@ from yxanul.errors import UserError
 from yxanul.files import atomic_path
 from yxanul.ledger.attribution import SPENT, Shares
 from yxanul.ledger.ledger import Against, Ledger, make_ledger
-from yxanul.ledger.quality import AXES
-from yxanul.ledger.runs import find_runs
+from yxanul.ledger.quality import AXES, is_bound
+from yxanul.ledger.runs import Run, find_runs
 from yxanul.reporting.ledger_table import ledger_tables, ledger_worth
 from yxanul.reporting.report_page import PageTable, report_page
 
@@ -39,7 +39,8 @@ examples:
   python -m yxanul.report outputs/FULL outputs/WITHOUT_MUON outputs/WITHOUT_SUPERBPE --against without
   python -m yxanul.report multirun_outputs/tokenizer-optimizer-seed-1a2b3c4d --shapley
 
-A run reaches the target where the line between two of its evaluations crosses it: evaluate often (evaluate.every).
+A run reaches the target where the line between two of its evaluations crosses it: evaluate often (evaluate.every). One
+that was there at its first evaluation took at most (≤) that long; a lower --target tells more of it.
 Choices are compared seed by seed; with two seeds or more an interval of 95% stands beside each factor.
 --against without takes the first recipe for the whole one, and each other for that with one choice left out.
 --shapley takes a full grid of recipes, the first of which has none of the choices (tokenizer=a,b optimizer=c,d).
@@ -150,6 +151,7 @@ def as_json(ledger: Ledger) -> str:
                     "best_bits_per_byte": run.best,
                     "seconds": asdict(run.times),
                     "reached": asdict(reached) if reached else None,
+                    "at_most": is_bound(run, ledger.target),
                 }
                 for run, reached in zip(group.runs, group.reached, strict=True)
             ],
@@ -157,17 +159,33 @@ def as_json(ledger: Ledger) -> str:
         }
         for group, factor in zip(ledger.groups, ledger.factors, strict=True)
     ]
+    about = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "command": _command()}
     found = {"target": ledger.target, "axis": ledger.axis, "against": ledger.against.value, "warning": ledger.warning}
     shares = asdict(ledger.shares) if ledger.shares else None
-    return json.dumps(found | {"choices": groups, "shapley": shares}, indent=2) + "\n"
+    return json.dumps(about | _environment(ledger) | found | {"choices": groups, "shapley": shares}, indent=2) + "\n"
+
+
+def _environment(ledger: Ledger) -> dict[str, list[object]]:
+    """What the finished runs ran on and with, each different device and set of versions once."""
+    results = [run.result for run in _members(ledger) if run.result]
+    return {
+        "devices": list(dict.fromkeys(result["device"] for result in results)),
+        "versions": [dict(items) for items in dict.fromkeys(tuple(result["versions"].items()) for result in results)],
+    }
+
+
+def _members(ledger: Ledger) -> list[Run]:
+    return [run for group in ledger.groups for run in group.runs]
+
+
+def _command() -> str:
+    return f"python -m yxanul.report {shlex.join(sys.argv[1:])}"
 
 
 def _page(ledger: Ledger, tables: list[PageTable]) -> str:
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")]
     about += [ledger.warning] if ledger.warning else []
-    command = f"python -m yxanul.report {shlex.join(sys.argv[1:])}"
-    runs = [run for group in ledger.groups for run in group.runs]
-    return report_page(runs, tables, about, command, ledger_worth(ledger))
+    return report_page(_members(ledger), tables, about, _command(), ledger_worth(ledger))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import io
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
+from yxanul.ledger.quality import AXES
 from yxanul.report import main
 from yxanul.tracking import read_rows
 
@@ -62,6 +64,16 @@ def test_a_run_alone(capsys, folder, tmp_path):
     assert f"{result['bits_per_byte']:.4f}" in out
     assert out.endswith(f"written: {run / 'report.html'}\n")
     assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert "≤" not in out and report(capsys, run, "--target", "99")[1].count("≤ ") == len(AXES)
+
+
+def test_json_is_evidence(capsys, folder, tmp_path):
+    runs = [copy_of(folder, tmp_path / f"run-{seed}", seed=seed) for seed in (1, 2)]
+    _, out, _ = report(capsys, *runs, "--format", "json")
+    found, result = json.loads(out), json.loads((folder / "result.json").read_text())
+    assert (found["devices"], found["versions"]) == ([result["device"]], [result["versions"]])
+    assert found["command"].startswith("python -m yxanul.report ")
+    assert abs(datetime.now().astimezone() - datetime.fromisoformat(found["date"])) < timedelta(minutes=10)
 
 
 def test_the_seconds_of_a_run_add_up(capsys, folder, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yxanul.errors import UserError
-from yxanul.ledger.quality import AXES, Reached, comparable, default_target, reach
+from yxanul.ledger.quality import AXES, Reached, comparable, default_target, is_bound, reach
 from yxanul.ledger.runs import Moment
 
 qualities = st.lists(st.floats(0.5, 8), min_size=1, max_size=12)
@@ -60,6 +60,7 @@ def test_nothing_is_extrapolated(make_run):
     assert reach(run, 2.0).training_seconds == reach(run, 9.0).training_seconds == 10
     assert reach(run, 0.999) is None
     assert reach(make_run([]), 9.0) is None
+    assert [is_bound(run, target) for target in (2.0, 1.5)] == [True, False] and not is_bound(make_run([]), 9.0)
 
 
 @given(bits=qualities, target=st.floats(0.5, 8))

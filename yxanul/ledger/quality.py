@@ -34,8 +34,8 @@ def reach(run: Run, target: float) -> Reached | None:
     """What `run` had cost when it first was at or below `target` bits per byte; None if it never was.
 
     Each cost is interpolated linearly in bits per byte, between the first evaluation at or below the target and the
-    one before it. Where there is none before it, its own costs are returned: an upper bound, as the run may have
-    arrived earlier. That it gets worse again afterwards changes nothing.
+    one before it. Where there is none before it, its own costs are returned: an upper bound (`is_bound`). That it gets
+    worse again afterwards changes nothing.
     """
     after = next((i for i, moment in enumerate(run.moments) if moment.bits_per_byte <= target), None)
     if after is None:
@@ -44,6 +44,11 @@ def reach(run: Run, target: float) -> Reached | None:
     fall = before.bits_per_byte - there.bits_per_byte
     way = (before.bits_per_byte - target) / fall if after else 1.0
     return Reached(**{axis: (1 - way) * getattr(before, axis) + way * getattr(there, axis) for axis in AXES})
+
+
+def is_bound(run: Run, target: float) -> bool:
+    """Whether `reach` is no more than an upper bound: the first evaluation was as good as that, the run perhaps before."""
+    return bool(run.moments) and run.moments[0].bits_per_byte <= target
 
 
 def default_target(runs: Sequence[Run]) -> float:

@@ -2,7 +2,7 @@
 
 from yxanul.ledger.attribution import Estimate, Factor, Shares
 from yxanul.ledger.ledger import Against, Group, Ledger
-from yxanul.ledger.quality import AXES, Reached
+from yxanul.ledger.quality import AXES, Reached, is_bound
 from yxanul.ledger.runs import Run
 from yxanul.reporting.plan_table import duration, quantity
 from yxanul.reporting.report_page import PageTable, Worth
@@ -38,7 +38,7 @@ def ledger_worth(ledger: Ledger) -> Worth | None:
 def _costs(ledger: Ledger) -> PageTable:
     header = ["run", "best", "training", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
     rows = [
-        [_name(run), _best(run), *_cost(reached)]
+        [_name(run), _best(run), *_cost(reached, is_bound(run, ledger.target))]
         for group in ledger.groups
         for run, reached in zip(group.runs, group.reached, strict=True)
     ]
@@ -53,12 +53,13 @@ def _best(run: Run) -> str:
     return "none yet" if run.best is None else f"{run.best:.4f}"
 
 
-def _cost(reached: Reached | None) -> list[str]:
+def _cost(reached: Reached | None, bound: bool) -> list[str]:
     if reached is None:
         return [NEVER] * len(AXES)
+    at_most = "≤ " if bound else ""
     times = [duration(reached.training_seconds), duration(reached.total_seconds)]
     counts = [quantity(reached.tokens), quantity(reached.bytes), quantity(reached.flops)]
-    return [*times, *counts, f"{reached.device_hours:.3g}"]
+    return [f"{at_most}{cost}" for cost in (*times, *counts, f"{reached.device_hours:.3g}")]
 
 
 def _times(ledger: Ledger) -> PageTable:

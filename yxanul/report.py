@@ -40,7 +40,8 @@ examples:
   python -m yxanul.report multirun_outputs/tokenizer-optimizer-seed-1a2b3c4d --shapley
 
 A run reaches the target where the line between two of its evaluations crosses it: evaluate often (evaluate.every). One
-that was there at its first evaluation took at most (≤) that long; a lower --target tells more of it.
+that was there at its first evaluation took at most (≤) that long; a lower --target tells more of it. --axis
+prepared_seconds adds tokenizer, tokens, start-up and compilation to training, total_seconds evaluations as well.
 Choices are compared seed by seed; with two seeds or more an interval of 95% stands beside each factor.
 --against without takes the first recipe for the whole one, and each other for that with one choice left out.
 --shapley takes a full grid of recipes, the first of which has none of the choices (tokenizer=a,b optimizer=c,d).

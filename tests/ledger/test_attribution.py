@@ -21,10 +21,10 @@ from yxanul.ledger.attribution import (
     shares,
     student_t,
 )
-from yxanul.ledger.quality import Reached
+from yxanul.ledger.quality import AXES, Reached
 
 costs = st.floats(1e-3, 1e6)
-reached = st.builds(Reached, costs, costs, costs, costs, costs, costs)
+reached = st.builds(Reached, *[costs] * len(AXES))
 axes = st.sampled_from(SPENT)
 
 
@@ -34,7 +34,7 @@ def seeds(count: int):
 
 
 def spent(seconds: float, read: float = 1.0) -> Reached:
-    return Reached(seconds, seconds, read, read, seconds, seconds)
+    return Reached(seconds, seconds, seconds, read, read, seconds, seconds)
 
 
 def grid(choices: str):

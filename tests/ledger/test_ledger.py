@@ -14,7 +14,7 @@ SECONDS = {(0, 0): 12.0, (0, 1): 6.0, (1, 0): 4.0, (1, 1): 1.0}
 
 
 def arriving(seconds: float, bits_per_byte: float = 1.0) -> list[Moment]:
-    return [Moment(1, 1, int(1000 * seconds), 1.0, seconds, seconds, seconds, bits_per_byte)]
+    return [Moment(1, 1, int(1000 * seconds), 1.0, seconds, seconds, seconds, seconds, bits_per_byte)]
 
 
 @pytest.fixture

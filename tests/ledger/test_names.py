@@ -18,7 +18,7 @@ def made(make_run) -> Callable[..., Run]:
 
     def make(number: int, choices: Mapping[str, Any], seed: int = 1, name: str | None = None, **keys: Any) -> Run:
         folder = f"{MADE}-seed{seed}-{number:07x}{seed}"
-        moments = [Moment(1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1.0)]
+        moments = [Moment(1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
         return make_run(moments, seed, name or folder, folder=folder, choices=choices, **keys)
 
     return make

@@ -22,6 +22,7 @@ def moment(seconds: int, bits_per_byte: float) -> Moment:
         bytes=400 * seconds,
         flops=1e12 * seconds,
         training_seconds=float(seconds),
+        prepared_seconds=seconds + 7.0,
         total_seconds=2.0 * seconds + 7,
         device_hours=8 * seconds / 3600,
         bits_per_byte=bits_per_byte,
@@ -42,6 +43,7 @@ def test_halfway_between_two_evaluations(make_run):
     assert asdict(reached) == pytest.approx(
         {
             "training_seconds": 25,
+            "prepared_seconds": 32,
             "total_seconds": 57,
             "tokens": 2500,
             "bytes": 10_000,

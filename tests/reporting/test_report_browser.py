@@ -60,6 +60,7 @@ def run(name: str, speed: float, finished: bool = True) -> Run:
             bytes=4321 * step,
             flops=2e12 * step,
             training_seconds=seconds[step - 1],
+            prepared_seconds=30 + seconds[step - 1],
             total_seconds=30 + seconds[step - 1],
             device_hours=seconds[step - 1] / 3600,
             bits_per_byte=row["bits_per_byte"],
@@ -175,7 +176,7 @@ def test_the_axes_are_chosen_by_keyboard(page):
     assert text(page, "#curves .xtitle") == "seconds of training"
     chosen = page.find_element(By.ID, "axis")
     chosen.send_keys(Keys.ARROW_DOWN)
-    wait(page, lambda: text(page, "#curves .xtitle") == "seconds in all")
+    wait(page, lambda: text(page, "#curves .xtitle") == "seconds with preparation")
     chosen.send_keys(Keys.END)
     wait(page, lambda: text(page, "#curves .xtitle") == "device-hours")
     assert lines(page, "curves") == 6

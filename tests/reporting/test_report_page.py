@@ -52,6 +52,7 @@ def training(steps: list[dict]) -> list[Moment]:
             bytes=row["bytes"],
             flops=flops[row["step"] - 1],
             training_seconds=float(row["step"]),
+            prepared_seconds=6.0 + row["step"],
             total_seconds=6 + row["seconds"],
             device_hours=2 * row["step"] / 3600,
             bits_per_byte=row["bits_per_byte"],
@@ -138,7 +139,7 @@ def test_steps_and_evaluations_are_on_the_same_axes():
     (only,) = drawn(page(run("a")))
     steps, evaluations = only["steps"], only["moments"]
     assert evaluations["step"] == [10, 20, 30] and steps["step"] == list(range(1, 31))
-    for axis in ("tokens", "bytes", "flops", "training_seconds", "total_seconds", "device_hours"):
+    for axis in ("tokens", "bytes", "flops", "training_seconds", "prepared_seconds", "total_seconds", "device_hours"):
         assert [steps[axis][step - 1] for step in evaluations["step"]] == pytest.approx(evaluations[axis], rel=1e-5)
         assert steps[axis] == sorted(steps[axis])
     assert steps["training_seconds"] == list(range(1, 31)), "without evaluations"
@@ -153,7 +154,8 @@ def test_stages_have_bounds_and_medians():
     assert [stage["mfu"] for stage in stages] == [0.125, 0.25, 0.375]
     assert [stage["start"]["tokens"] for stage in stages] == [0, 1000, 2000]
     assert [stage["end"]["tokens"] for stage in stages] == [1000, 2000, 3000]
-    assert stages[0]["start"]["total_seconds"] == 6, "what came before the first step"
+    for axis in ("prepared_seconds", "total_seconds"):
+        assert stages[0]["start"][axis] == 6, "what came before the first step"
 
 
 def test_long_curves_are_thinned_evenly_to_their_last_step():

@@ -15,7 +15,7 @@ Seeds = Mapping[int, Reached | None]
 Recipe = tuple[str, Seeds]
 """What a recipe is called, and its costs."""
 
-SPENT = ("training_seconds", "total_seconds", "device_hours", "flops")
+SPENT = ("training_seconds", "prepared_seconds", "total_seconds", "device_hours", "flops")
 """What a speed-up may be counted in."""
 
 ROUNDING = 1e-9

@@ -9,6 +9,7 @@ from yxanul.ledger.runs import Run
 
 AXES = {
     "training_seconds": "seconds of training",
+    "prepared_seconds": "seconds with preparation",
     "total_seconds": "seconds in all",
     "tokens": "tokens",
     "bytes": "bytes of text",
@@ -23,6 +24,7 @@ class Reached:
     """What a run had cost when it first reached a target; each as in `Moment`, interpolated."""
 
     training_seconds: float
+    prepared_seconds: float
     total_seconds: float
     tokens: float
     bytes: float
@@ -47,7 +49,7 @@ def reach(run: Run, target: float) -> Reached | None:
 
 
 def is_bound(run: Run, target: float) -> bool:
-    """Whether `reach` is no more than an upper bound: the first evaluation was as good as that, the run perhaps before."""
+    """Whether `reach` is an upper bound: the first evaluation was as good as that, and the run perhaps before."""
     return bool(run.moments) and run.moments[0].bits_per_byte <= target
 
 

@@ -56,7 +56,8 @@ class Moment:
         tokens, bytes: trained on.
         flops: of training, by the model's arithmetic.
         training_seconds: of steps and checkpoints.
-        total_seconds: with preparation, start-up, warm-up and the evaluations before.
+        prepared_seconds: with preparation, start-up and warm-up.
+        total_seconds: with the evaluations before, too.
         device_hours: of training, times the number of devices.
         bits_per_byte: of the held-out text, or of the step's own batch.
     """
@@ -66,6 +67,7 @@ class Moment:
     bytes: int
     flops: float
     training_seconds: float
+    prepared_seconds: float
     total_seconds: float
     device_hours: float
     bits_per_byte: float
@@ -218,6 +220,7 @@ def _moment_of(plan: dict[str, Any], steps: list[Row], evaluations: list[Row], t
             bytes=row["bytes"],
             flops=flops[row["step"]],
             training_seconds=training,
+            prepared_seconds=times.before + training,
             total_seconds=times.before + row["seconds"],
             device_hours=plan["processes"] * training / 3600,
             bits_per_byte=math.nan if score is None else score,

@@ -36,7 +36,7 @@ def ledger_worth(ledger: Ledger) -> Worth | None:
 
 
 def _costs(ledger: Ledger) -> PageTable:
-    header = ["run", "best", "training", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
+    header = ["run", "best", "training", "with preparation", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
     rows = [
         [_name(run), _best(run), *_cost(reached, is_bound(run, ledger.target))]
         for group in ledger.groups
@@ -57,7 +57,9 @@ def _cost(reached: Reached | None, bound: bool) -> list[str]:
     if reached is None:
         return [NEVER] * len(AXES)
     at_most = "≤ " if bound else ""
-    times = [duration(reached.training_seconds), duration(reached.total_seconds)]
+    times = [
+        duration(seconds) for seconds in (reached.training_seconds, reached.prepared_seconds, reached.total_seconds)
+    ]
     counts = [quantity(reached.tokens), quantity(reached.bytes), quantity(reached.flops)]
     return [f"{at_most}{cost}" for cost in (*times, *counts, f"{reached.device_hours:.3g}")]
 

@@ -170,7 +170,7 @@ def _number(value: float | None) -> float | None:
 
 def _stages(run: Run) -> Iterator[dict[str, Any]]:
     """The stages that were trained in: where they begin and end on each axis, their speed and utilization."""
-    start = dict.fromkeys(AXES, 0.0) | {"total_seconds": run.times.before}
+    start = dict.fromkeys(AXES, 0.0) | dict.fromkeys(("prepared_seconds", "total_seconds"), run.times.before)
     for stage, group in groupby(zip(run.steps, run.training, strict=True), key=lambda pair: pair[0]["stage"]):
         rows, points = zip(*group, strict=True)
         end = {axis: _number(getattr(points[-1], axis)) for axis in AXES}

@@ -206,7 +206,7 @@ def serve(kind: str, overrides: list[str], pipe: Connection) -> None:
     else:
         model.initialize(settings.model.init_std, torch.Generator().manual_seed(0))
         model.config = settings.model
-        optimizers = build_optimizers(model, settings.optimizer)
+        optimizers = build_optimizers(model, settings.optimizer, precision.dtype)
     stream = Stream(text.corpus, settings.seed, text.tokenizer.byte_lengths)
     if kind == "yxanul":
         hardware.keep_freed_memory(torch.device("cpu"))

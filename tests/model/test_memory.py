@@ -128,7 +128,7 @@ def train(case: Case, compose) -> tuple[int, int]:
     if case.compiled:
         torch._dynamo.reset()  # what other tests compiled counts against the limit of recompilations
         compile_layers(model)
-    optimizers = build_optimizers(model, config.optimizer)
+    optimizers = build_optimizers(model, config.optimizer, precision.dtype)
     kernels = attentions(device, precision.dtype)
     attention = kernels.get("varlen", kernels.get("flex", kernels[case.attention]))
     tokens = torch.randint(vocab, (case.tokens,), generator=torch.Generator().manual_seed(0))

@@ -75,7 +75,7 @@ class Subject:
                 f"{name}: FP8 would be emulated here, which says nothing about speed; benchmark it on a GPU"
             )
         self.model: Transformer = build_model(config, self.plan, precision, self.device)
-        self.optimizers = build_optimizers(self.model, config.optimizer)
+        self.optimizers = build_optimizers(self.model, config.optimizer, precision.dtype)
         vocab_size = config.tokenizer.vocab_size
         self._stream = Stream(synthetic_corpus(vocab_size, folder), config.seed, np.ones(vocab_size, np.int64))
         self._attention_of = attention_of(self.plan.kernels, self.device, precision.dtype)

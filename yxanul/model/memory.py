@@ -75,24 +75,24 @@ def training_bytes(
         shards: into how many shares FSDP has divided weights, gradients and moments.
     """
     step = _MicroBatch(config, dtype, device, compiled, micro_batch_tokens, tile)
-    phases = step.loss_bytes(), step.backward_bytes(), update_bytes(config, device) // shards
+    phases = step.loss_bytes(), step.backward_bytes(), update_bytes(config, dtype) // shards
     gathered = gathered_bytes(config, shards) if shards > 1 else 0
     return state_bytes(config) // shards + ngram_bytes(config.ngram) + gathered + max(phases)
 
 
-def update_bytes(config: Config, device: str) -> int:
+def update_bytes(config: Config, dtype: Dtype) -> int:
     """What the optimizers take over their state: Muon works on all matrices of a shape at once, AdamW in place.
 
-    Beside the stacks of gradients and momentum, float32: on a CPU an iteration in float32 holds the matrices
-    before and after and two squares of their smaller side; on a GPU, where it is in bf16, the end takes more, the
-    update in bf16, in float32, and scaled.
+    Beside the stacks of gradients and momentum, float32: an iteration in float32 holds the matrices before and after
+    and two squares of their smaller side; where it is in bf16 the end takes more, the update in bf16, in float32, and
+    scaled.
     """
     if config.optimizer.muon is None:
         return 0
     stacks = Counter(layer_matrices(config.model).values())
 
     def needed(rows: int, columns: int) -> int:
-        if device == "cuda":
+        if dtype is Dtype.bf16:
             return (4 * FLOAT + 2) * rows * columns
         return FLOAT * (4 * rows * columns + 2 * min(rows, columns) ** 2)
 

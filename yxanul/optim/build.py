@@ -7,10 +7,15 @@ from yxanul.config import OptimizerConfig
 from yxanul.optim.muon import Muon
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """AdamW (arXiv 1711.05101, fused), with Muon before it if configured; weight decay on matrices only.
 
     Every parameter group has `lr_scale`: what the planned learning rate (of AdamW) is multiplied by for it.
+
+    Args:
+        dtype: of the activations, in which Muon makes its matrices orthogonal; weights and moments are float32.
     """
     inside = (
         {id(p) for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
@@ -35,6 +40,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
             config.muon.momentum,
             config.muon.weight_decay,
             config.muon.iterations,
+            dtype,
         ),
         adamw,
     ]

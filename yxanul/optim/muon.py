@@ -1,7 +1,7 @@
 """Muon: momentum made orthogonal, for the matrices inside the layers (https://kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon iterates one matrix at a time in bf16, which takes seconds a step on most CPUs. Here matrices
-of one shape are stacked and iterated together, in float32 on a CPU and in bf16 on a GPU.
+of one shape are stacked and iterated together, in the dtype that the run's activations have.
 """
 
 from collections import defaultdict
@@ -21,6 +21,7 @@ class Muon(torch.optim.Optimizer):
         params: matrices (out features, in features).
         lr: of an orthogonal update whose entries are scaled by sqrt(max(1, out/in)).
         iterations: of Newton-Schulz.
+        dtype: that it is made in.
 
     Attributes:
         found_inf: 0-dim float tensor, not 0 where the gradients are not finite: the step then changes nothing,
@@ -34,6 +35,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         iterations: int,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__(
             params,
@@ -44,6 +46,7 @@ class Muon(torch.optim.Optimizer):
                 "iterations": iterations,
             },
         )
+        self.dtype = dtype
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
@@ -70,7 +73,7 @@ class Muon(torch.optim.Optimizer):
         momentum = torch.stack(buffers).lerp_(gradients, taken * (1 - group["momentum"]))
         torch._foreach_copy_(buffers, list(momentum.unbind()))
         nesterov = gradients.lerp_(momentum, group["momentum"])
-        updates = _orthogonalize_shards(nesterov, parameters[0], group["iterations"])
+        updates = _orthogonalize_shards(nesterov, parameters[0], group["iterations"], self.dtype)
         rows, columns = parameters[0].shape
         weights = [_here(parameter) for parameter in parameters]
         torch._foreach_mul_(weights, 1 - taken * group["lr"] * group["weight_decay"])
@@ -83,34 +86,33 @@ def _here(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _orthogonalize_shards(shards: Tensor, parameter: Tensor, iterations: int) -> Tensor:
+def _orthogonalize_shards(shards: Tensor, parameter: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
     """The same rows (n, rows here, columns) of the orthogonalized matrices, all of the shape of `parameter`.
 
     Of sharded matrices every process makes an equal number whole and iterates those alone.
     """
     if not hasattr(parameter, "to_local"):
-        return orthogonalize(shards, iterations)
+        return orthogonalize(shards, iterations, dtype)
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size((len(shards), *parameter.shape))
     layout = {"shape": shape, "stride": (shape[1] * shape[2], shape[2], 1), "run_check": False}
     whole = DTensor.from_local(shards, parameter.device_mesh, [Shard(1)], **layout).redistribute(placements=[Shard(0)])
-    updates = orthogonalize(whole.to_local(), iterations)
+    updates = orthogonalize(whole.to_local(), iterations, dtype)
     by_matrix = DTensor.from_local(updates.contiguous(), parameter.device_mesh, [Shard(0)], **layout)
     return by_matrix.redistribute(placements=[Shard(1)]).to_local()
 
 
-def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
     """Bring the singular values of a stack (n, rows, columns) near 1 by the quintic Newton-Schulz iteration.
 
-    In bf16 on a GPU, float32 elsewhere; the result has the dtype of the iteration.
+    It is made in `dtype`, which the result has.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     tall = x.size(1) > x.size(2)
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

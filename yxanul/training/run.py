@@ -151,7 +151,7 @@ def _train(config: Config, folder: Path, device: torch.device, world: World, con
 
     model = _model(config, plan, precision, device, text, world)
     attention = attention_of(plan.kernels, device, precision.dtype)
-    optimizers = build_optimizers(model, config.optimizer)
+    optimizers = build_optimizers(model, config.optimizer, precision.dtype)
     state = world.after_first(lambda: _resume(config, folder, plan, model, optimizers, text, console))
     if state != world.from_first(lambda: state):
         raise UserError(f"{folder}: process {world.rank} does not find the checkpoint of process 0; share the folder")

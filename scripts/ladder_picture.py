@@ -1,9 +1,10 @@
 """The evidence of a ladder as a picture: what each rung was worth, on top of those before it, as an SVG beside it.
 
-    python scripts/ladder_picture.py scripts/results/ladder-20261123.json
+    python -m yxanul.report multirun_outputs/ladder --against previous --format json > ladder.json
+    python scripts/ladder_picture.py ladder.json
 
-The evidence holds comparisons as `yxanul.report --against previous --format json` writes them, whose choices are called
-by their experiments or have a "rung"; where several compare a rung with the one before, the last of them counts.
+Rungs that soon reach what all reach are better told apart at fewer bits per byte: `--target` makes another such file,
+and where several compare a rung with the one before, the last of them counts. The picture is put beside the first.
 """
 
 import argparse
@@ -35,22 +36,23 @@ class Rung(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evidence", type=Path)
-    path = parser.parse_args().evidence
-    evidence = json.loads(path.read_text(encoding="utf-8"))
-    svg = picture(rungs(evidence), f"{evidence['date']}, {evidence['device']}")
+    parser.add_argument("evidence", type=Path, nargs="+")
+    paths = parser.parse_args().evidence
+    comparisons = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    svg = picture(rungs(comparisons), ", ".join([comparisons[0]["date"][:10], *comparisons[0]["devices"]]))
     ElementTree.indent(svg)
-    path.with_suffix(".svg").write_text(ElementTree.tostring(svg, encoding="unicode") + "\n", encoding="utf-8")
+    text = ElementTree.tostring(svg, encoding="unicode") + "\n"
+    paths[0].with_suffix(".svg").write_text(text, encoding="utf-8")
 
 
-def rungs(evidence: dict[str, Any]) -> list[Rung]:
-    """Those that are compared with the rung before, in the order of their names."""
+def rungs(comparisons: Sequence[dict[str, Any]]) -> list[Rung]:
+    """Those that are compared with the rung before, in the order of the first comparison."""
     found = {}
-    for part in (part for part in evidence.values() if isinstance(part, dict)):
-        for choice in (choice for choice in part.get("choices", []) if choice["factor"]):
-            name = choice.get("rung", choice["choice"].rpartition("/")[2])
-            found[name] = Rung(name, Estimate(**choice["factor"]["total"]), part["target"])
-    return sorted(found.values(), key=lambda rung: rung.name)
+    for comparison in comparisons:
+        for choice in (choice for choice in comparison["choices"] if choice["factor"]):
+            name = choice["choice"].rpartition("/")[2]
+            found[name] = Rung(name, Estimate(**choice["factor"]["total"]), comparison["target"])
+    return list(found.values())
 
 
 def picture(ladder: Sequence[Rung], about: str) -> ElementTree.Element:

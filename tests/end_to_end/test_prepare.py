@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from yxanul.tokenizer.superbpe import training_record
 
 PROGRAM = ("-m", "yxanul.prepare")
-KILLS = 4
+KILLS = 3
 
 
 @pytest.fixture(scope="module")

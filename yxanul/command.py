@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -54,7 +55,10 @@ def at_least(least: float) -> Callable[[str], float]:
 
 
 def run_command(action: Callable[[], int]) -> int:
-    """The exit status of `action`; 1 after a line on stderr for an error that the user can mend."""
+    """The exit status of `action`; 1 after a line on stderr for an error that the user can mend.
+
+    128 + the signal's number where it was interrupted, or nobody reads what it prints.
+    """
     try:
         return action()
     except UserError as error:
@@ -62,3 +66,6 @@ def run_command(action: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # as `| head` makes; Python would complain of it again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -36,7 +36,7 @@ def ledger_worth(ledger: Ledger) -> Worth | None:
 
 
 def _costs(ledger: Ledger) -> PageTable:
-    header = ["run", "best", "training", "with preparation", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
+    header = ["run", "best", "training", "prepared", "in all", "tokens", "bytes", "FLOPs", "device-hours"]
     rows = [
         [_name(run), _best(run), *_cost(reached, is_bound(run, ledger.target))]
         for group in ledger.groups

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from yxanul.tokenizer.superbpe import training_record
 
 PROGRAM = ("-m", "yxanul.prepare")
-KILLS = 3
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import safetensors
 
 from yxanul.tracking import read_rows
+from yxanul.training import checkpoint
 
 KILLER = """
 import os, runpy, signal, sys
@@ -201,3 +202,24 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_ste
     assert status == 1
     assert err.count("\n") == 1 and "3 checkpoints take up to" in err and "make room there" in err
     assert not (small_disk / "run" / "config.yaml").exists()
+
+
+def test_a_disk_that_fills_is_one_line_and_harms_no_earlier_checkpoint(start, train, wait_for, undisturbed, small_disk):
+    folder = small_disk / "run"
+    process = start(f"hydra.run.dir={folder}")
+    try:
+        wait_for((folder / "checkpoints" / "step-00000006").exists, process)
+        process.send_signal(signal.SIGSTOP)
+        filler = fill(small_disk, leave=100_000)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert err.count("\n") == 1 and "the checkpoint cannot be written" in err and "free some space" in err
+    assert len(list((folder / "checkpoints").iterdir())) >= 2
+    for path in (folder / "checkpoints").iterdir():
+        checkpoint.verify(path)
+    filler.unlink()
+    assert train(f"hydra.run.dir={folder}")[0] == 0
+    check_same(folder, undisturbed[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from yxanul import hardware
 from yxanul.tracking import read_rows
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -84,7 +85,7 @@ def test_two_nodes_learn_what_one_process_does(start_nodes, undisturbed, tmp_pat
     first, second = start_nodes()
     (out, err), (other_out, other_err) = (process.communicate(timeout=120) for process in (first, second))
     assert (first.returncode, second.returncode) == (0, 0), err + other_err
-    assert "on 2 x " in out and other_out == ""
+    assert f"on 2 x {hardware.processor()}, 1 thread" in out and other_out == ""
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed[1]), rel=1e-5)
 
 

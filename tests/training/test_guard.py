@@ -13,7 +13,7 @@ from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.model.attention import sdpa
 from yxanul.optim.build import build_optimizers
-from yxanul.tracking import Record, Tracker, read_rows
+from yxanul.tracking import Record, Tracker
 from yxanul.training import checkpoint, loop
 from yxanul.training.checkpoint import Saver, TrainState
 from yxanul.training.distributed import ALONE
@@ -21,6 +21,8 @@ from yxanul.training.evaluation import Score
 from yxanul.training.guard import LEAST, SIGMAS, WINDOW, Guard, limit
 from yxanul.training.loop import Trainer
 from yxanul.training.signals import StopRequest
+
+from .trained import rows, weights
 
 CPU = torch.device("cpu")
 STEPS = 60
@@ -43,12 +45,6 @@ def test_the_limit_is_some_deviations_above_the_mean():
 
 def test_nothing_stands_out_from_too_few():
     assert limit([]) == limit(losses(LEAST - 1)) == math.inf > limit(losses(LEAST))
-
-
-@pytest.fixture(scope="module")
-def corpus(make_corpus, small_tokenizer, tmp_path_factory):
-    texts = [f"def f{n}(x):\n    return x * {n % 7}  # {'so ' * (n % 9)}it goes\n" for n in range(150)]
-    return make_corpus(texts, small_tokenizer, 0.1, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture
@@ -104,14 +100,6 @@ def spikes(monkeypatch):
         monkeypatch.setattr(loop, "add_gradient", add_gradient)
 
     return plant
-
-
-def weights(trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
-def rows(trainer, kind: str) -> list[dict]:
-    return [row for row in read_rows(trainer.saver.folder.parent / "metrics.jsonl") if row["kind"] == kind]
 
 
 def first_token(trainer, index: int) -> int:

@@ -11,86 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from yxanul.config import (
-    CurriculumConfig,
-    OnSpike,
-    OptimizerConfig,
-    ScheduleConfig,
-    ScheduleKind,
-    Stage,
-    TrainConfig,
-)
-from yxanul.curriculum import plan
-from yxanul.data.stream import Stream
 from yxanul.errors import UserError
 from yxanul.model.attention import sdpa
-from yxanul.optim.build import build_optimizers
-from yxanul.tracking import Record, Tracker, read_rows
+from yxanul.tracking import read_rows
 from yxanul.training import checkpoint, loop
-from yxanul.training.checkpoint import Saver, TrainState
-from yxanul.training.distributed import ALONE, World
+from yxanul.training.checkpoint import TrainState
 from yxanul.training.evaluation import Score
-from yxanul.training.guard import Guard
-from yxanul.training.loop import Trainer
 from yxanul.training.signals import StopRequest
 from yxanul.training.step import make_batch
 
-CPU = torch.device("cpu")
-STAGES = (Stage(4, 64, 0.2, 0.5, 0.3), Stage(16, 64, 0.4, 1.0, 0.6), Stage(32, 128, 0.4, 1.0, 1.0))
-OPTIMIZER = OptimizerConfig(lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, muon=None)
-GUARD = Guard(OnSpike.warn, max_bad_steps=3)
-SCHEDULE = ScheduleConfig(ScheduleKind.cosine, warmup=0.1, decay=0.0, floor=0.1)
-
-
-@pytest.fixture(scope="module")
-def corpus(make_corpus, small_tokenizer, tmp_path_factory):
-    texts = [f"def f{n}(x):\n    return x * {n % 7}  # {'so ' * (n % 9)}it goes\n" for n in range(150)]
-    return make_corpus(texts, small_tokenizer, 0.1, tmp_path_factory.mktemp("tokens"))
-
-
-@pytest.fixture
-def trainer(corpus, small_tokenizer, build_model, model_config, tmp_path):
-    """Makes a trainer of 12 steps over three stages; its model begins the same every time."""
-
-    def make(micro_batch: int = 4, every: int = 5, evaluate_every=None, guard=GUARD, folder=tmp_path, **rest):
-        steps = plan(
-            CurriculumConfig(STAGES, None, None),
-            TrainConfig(tokens=960, steps=None, max_bad_steps=1, on_spike=OnSpike.warn),
-            SCHEDULE,
-            OPTIMIZER.lr,
-            lambda seq_len: micro_batch,
-        )
-        model = build_model(model_config(), vocab_size=small_tokenizer.vocab_size, init_std=0.05)
-        scores = itertools.count(1)
-        values = {
-            "model": model,
-            "optimizers": build_optimizers(model, OPTIMIZER),
-            "stream": Stream(corpus, 1, small_tokenizer.byte_lengths),
-            "steps": steps,
-            "device": CPU,
-            "attention_of": lambda seq_len: sdpa,
-            "tracker": Tracker(Record(folder / "metrics.jsonl"), []),
-            "saver": Saver(folder / "checkpoints", keep=2, world=ALONE),
-            "save_every": every,
-            "evaluate_every": evaluate_every,
-            "score": lambda: Score(float(next(scores)), 2.0),
-            "eval_bytes": 1234,
-            "flops_per_token": lambda seq_len: 1000.0 * seq_len,
-            "peak_flops": 1e9,
-            "guard": guard,
-        }
-        return Trainer(**(values | rest))
-
-    return make
-
-
-def rows(trainer, kind: str = "train") -> list[dict]:
-    record = trainer.saver.folder.parent / "metrics.jsonl"
-    return [row for row in read_rows(record) if row["kind"] == kind] if record.exists() else []
-
-
-def weights(trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+from .trained import OPTIMIZER, rows, weights
 
 
 class StopAt(StopRequest):
@@ -339,73 +269,6 @@ def test_bad_steps_in_a_row_are_counted_across_a_stop(trainer):
             checkpoint.load(second.saver.folder / "step-00000004", second.model, second.optimizers),
             StopRequest(),
         )
-
-
-# Memory that runs out
-
-
-def exhaust(trainer, most: int) -> list[int]:
-    """Make the model run out of memory with more than `most` tokens at once; returns what it was given, in order."""
-    seen = []
-
-    def refuse(module, arguments):
-        seen.append(len(arguments[1]))
-        if len(arguments[1]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    trainer.model.register_forward_pre_hook(refuse)
-    return seen
-
-
-@pytest.mark.parametrize("most", [32, 40, 64])
-@pytest.mark.parametrize("warm", [False, True])
-def test_out_of_memory_means_smaller_micro_batches_and_the_same_mathematics(trainer, tmp_path, most, warm):
-    """The steps that fit stay as they were; in the warm-up as in the steps themselves."""
-    mine, reference = trainer(10**6, warm=warm), trainer(10**6, folder=tmp_path / "reference")
-    planned = mine.steps
-    began = weights(mine)
-    seen = exhaust(mine, most)
-    state, _ = mine.train(TrainState(), StopRequest())
-    expected, _ = reference.train(TrainState(), StopRequest())
-    assert state.losses == pytest.approx(expected.losses)
-    assert replace(state, seconds=0, losses=[]) == replace(expected, seconds=0, losses=[])
-    assert [row["loss"] for row in rows(mine)] == pytest.approx([row["loss"] for row in rows(reference)], rel=1e-5)
-    assert (weights(mine) - weights(reference)).norm() < 1e-3 * (weights(reference) - began).norm()
-    messages = [row["message"] for row in rows(mine, "event")]
-    halvings = [message for message in messages if "out of memory" in message]
-    refused = [tokens for tokens in seen if tokens > most]
-    assert len(halvings) == len(refused) > 0
-    assert f"{refused[0]} tokens a micro-batch" in halvings[0]
-    for before, after in zip(planned, mine.steps, strict=True):
-        assert replace(after, micro_batches=()) == replace(before, micro_batches=())
-        assert sum(after.micro_batches) == sum(before.micro_batches)
-        assert max(after.micro_batches) * after.seq_len <= most
-
-
-def test_one_sequence_that_does_not_fit_ends_the_run_in_a_line(trainer):
-    mine = trainer()
-    exhaust(mine, 20)  # the last stage has sequences of 32
-    with pytest.raises(UserError, match=r"out of memory at step \d+ with a single sequence of 32 tokens") as error:
-        mine.train(TrainState(), StopRequest())
-    assert "\n" not in str(error.value)
-    assert rows(mine)[-1]["kind"] == "train"
-
-
-class OfTwo(World):
-    """One of two processes, without the other."""
-
-    def largest(self, number):
-        return number
-
-
-def test_a_process_of_several_that_runs_out_of_memory_ends_the_run_with_advice(trainer, monkeypatch):
-    """The others may be waiting for its gradients already, so there is no second attempt."""
-    monkeypatch.setattr(loop, "accumulating", lambda model, world: lambda last: model)
-    monkeypatch.setattr(checkpoint.dist, "new_group", lambda **_: None)
-    mine = trainer(world=OfTwo(1, 1, 2))
-    exhaust(mine, 10)
-    with pytest.raises(UserError, match=r"on process 1 at step 1 with 4 sequences of 4 .* hardware.micro_batch.4=2"):
-        mine.train(TrainState(), StopRequest())
 
 
 # Warming up
